@@ -1,0 +1,39 @@
+/// Parallel loops whose work items depend on shapes alone, so that no result depends on the number of
+/// threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace quaver {
+
+/// Number of processors this process may run on.
+int available_threads();
+
+/// A fixed number of threads that share the items of a loop.
+///
+/// Items are handed out in ascending order by a counter; which thread runs an item is not defined, so an item
+/// must write only what belongs to it. An exception thrown by an item is rethrown by `for_each` after the
+/// loop has ended.
+class Threads {
+ public:
+  /// `count` threads; 0 means `available_threads()`.
+  explicit Threads(int count = 0);
+  int count() const { return count_; }
+
+  /// Runs `body(item)` for every item in [0, items).
+  void for_each(std::int64_t items, const std::function<void(std::int64_t)>& body) const;
+
+  /// Cuts [0, size) into blocks of `block` (the last may be shorter) and runs `body(begin, end)` for each.
+  void for_blocks(std::int64_t size, std::int64_t block,
+                  const std::function<void(std::int64_t, std::int64_t)>& body) const;
+
+  /// As `for_each`, and tells `body(item, thread)` the thread, in [0, count), so that it can use scratch
+  /// memory of its own.
+  void for_each_on_thread(std::int64_t items, const std::function<void(std::int64_t, int)>& body) const;
+
+ private:
+  int count_;
+};
+
+}  // namespace quaver

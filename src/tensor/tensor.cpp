@@ -1,0 +1,108 @@
+#include "quaver/tensor.h"
+
+#include <bit>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace quaver {
+
+std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::bf16:
+      return 2;
+    case DType::i64:
+      return 8;
+    case DType::e4m3:
+    case DType::e5m2:
+    case DType::u8:
+      return 1;
+  }
+  return 0;
+}
+
+std::string_view name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::e4m3:
+      return "e4m3";
+    case DType::e5m2:
+      return "e5m2";
+    case DType::i32:
+      return "i32";
+    case DType::i64:
+      return "i64";
+    case DType::u8:
+      return "u8";
+  }
+  return "unknown";
+}
+
+float to_float(bf16 value) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+bf16 to_bf16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return {0x7FC0};
+  return {static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
+std::int64_t element_count(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+std::string to_string(const Shape& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape)
+    : storage_(std::move(storage)), dtype_(dtype), shape_(std::move(shape)) {
+  for (const auto extent : shape_)
+    require(extent >= 0, "tensor: negative extent in shape {}", to_string(shape_));
+  const auto needed = static_cast<std::size_t>(elements()) * size_of(dtype_);
+  require(storage_->bytes() >= needed, "tensor: shape {} of {} needs {} bytes, the storage has {}",
+          to_string(shape_), name_of(dtype_), needed, storage_->bytes());
+  if (shape_.size() == 2) row_stride_ = shape_[1];
+}
+
+bool Tensor::contiguous() const {
+  return shape_.size() != 2 || row_stride_ == shape_[1] || shape_[0] <= 1;
+}
+
+Tensor Tensor::columns(std::int64_t begin, std::int64_t count) const {
+  require(shape_.size() == 2 && begin >= 0 && count >= 0 && begin + count <= cols(),
+          "tensor: columns [{}, {}) of shape {}", begin, begin + count, to_string(shape_));
+  Tensor view = *this;
+  view.offset_ += begin;
+  view.shape_[1] = count;
+  return view;
+}
+
+Tensor Tensor::slice(std::int64_t begin, std::int64_t count) const {
+  require(!shape_.empty() && begin >= 0 && count >= 0 && begin + count <= shape_[0],
+          "tensor: rows [{}, {}) of shape {}", begin, begin + count, to_string(shape_));
+  Tensor view = *this;
+  const std::int64_t stride =
+      shape_.size() == 2 ? row_stride_ : (shape_[0] == 0 ? 0 : elements() / shape_[0]);
+  view.offset_ += begin * stride;
+  view.shape_[0] = count;
+  return view;
+}
+
+Tensor Tensor::reshape(Shape shape) const {
+  require(contiguous() && element_count(shape) == elements(), "tensor: cannot view shape {}{} as {}",
+          to_string(shape_), contiguous() ? "" : " (strided)", to_string(shape));
+  Tensor view = *this;
+  view.shape_ = std::move(shape);
+  view.row_stride_ = view.shape_.size() == 2 ? view.shape_[1] : 0;
+  return view;
+}
+
+}  // namespace quaver
