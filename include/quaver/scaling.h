@@ -1,0 +1,82 @@
+/// Scaling state of FP8 tensors ("fp8_meta"), and what a producer needs to write FP8 itself.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "quaver/recipe.h"
+#include "quaver/tensor.h"
+
+namespace quaver {
+
+/// What every cast counts, in the pass that casts. Index into `ScalingSlot::counters`.
+enum CastCounter : int {
+  kCastElements,     ///< elements cast
+  kCastSaturated,    ///< |x * scale| > fp8_max, infinities included
+  kCastUnderflowed,  ///< x != 0 became a zero
+  kCastNan,          ///< x is NaN
+  kCastCounters,
+};
+
+/// The delayed-scaling state of one quantised tensor of one module. All members live on the backend's device.
+struct ScalingSlot {
+  Tensor scale;         ///< f32[1], starts at 1
+  Tensor amax_history;  ///< f32[L], starts at 0. Entry 0 stages the amax of casts since the last update; L-1
+                        ///< is the newest finished one
+  Tensor counters;      ///< i64[kCastCounters], running totals since the owner last reset them
+};
+
+/// A tensor cast to FP8: bytes, and the scale_inv they were cast with. A GEMM dequantises with this
+/// scale_inv, never a newer one.
+struct QuantizedTensor {
+  Tensor bytes;       ///< e4m3 or e5m2, row-major
+  Tensor transposed;  ///< the same bytes transposed, where the backend's GEMM needs them; absent elsewhere
+  Tensor scale_inv;   ///< f32[1] = 1 / scale, correctly rounded (it may be an FP32 subnormal)
+  bool defined() const { return bytes.defined(); }
+};
+
+/// How to cast: handed to whatever produces a tensor, so that the producer writes FP8 directly.
+///
+///   q = encode(float(x) * scale);  amax = max(amax, max |float(x)|), NaN ignored;  counters += counts
+struct Quantizer {
+  DType format = DType::e4m3;
+  Tensor scale;     ///< f32[1], read
+  Tensor amax;      ///< f32[1], raised to the running maximum; absent: leave no trace (evaluation)
+  Tensor counters;  ///< i64[kCastCounters], added to; absent: not counted
+};
+
+/// Where a producer writes its result: in high precision, as FP8, or both. What is absent is not written.
+struct Output {
+  Tensor values;              ///< bf16 or f32; absent when nobody reads high precision
+  QuantizedTensor quantized;  ///< absent when nobody reads FP8
+  Quantizer quantizer;        ///< how `quantized` is cast
+};
+
+/// One slot's update: the arguments of the rule at `ScaleUpdater`.
+struct ScaleUpdate {
+  ScalingSlot slot;
+  float fp8_max;
+  int margin;
+  AmaxCompute algo;
+};
+
+/// Whoever can run scale updates where the slots live (a Backend). The rule, per slot, with history length L:
+///
+///   last = amax_history[0]                             the staged amax
+///   if last == 0: leave the slot as it is              nothing was cast: no roll
+///   window = amax_history[1..L-1] followed by last
+///   amax_history <- window with its first entry (the oldest) replaced by 0      (L = 1: [0])
+///   amax = max(window), NaN entries never winning, for `max`; last for `most_recent`
+///   scale <- fp8_max * 2^-margin / amax   if amax is finite and > 0, else unchanged;  an infinite scale <-
+///   FLT_MAX
+///
+/// The arithmetic is FP32: the product is exact, the division is rounded once.
+class ScaleUpdater {
+ public:
+  virtual ~ScaleUpdater() = default;
+  virtual void update_scales(std::span<const ScaleUpdate> updates) = 0;
+};
+
+}  // namespace quaver
