@@ -1,0 +1,111 @@
+/// y[M,N] = x[M,K] w[N,K]^T (+ b): the module whose three GEMMs run in FP8.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+
+#include "quaver/autocast.h"
+#include "quaver/module.h"
+#include "quaver/scaling.h"
+
+namespace quaver {
+
+/// The types in which one of a Linear's GEMMs last ran, and how often it ran in FP8 and otherwise.
+struct GemmRecord {
+  DType a = DType::f32, b = DType::f32, out = DType::f32;
+  std::int64_t fp8_runs = 0, other_runs = 0;
+};
+
+/// FP8 state of one Linear. A slot exists once the module ran under a recipe (or its state was loaded).
+struct Fp8State {
+  std::shared_ptr<ScalingSlot> input, weight, grad_output;
+  std::optional<Recipe> recipe;     ///< of the last FP8 forward
+  std::array<GemmRecord, 3> gemms;  ///< fprop, dgrad, wgrad
+  bool owns_input = true;           ///< false: `input` belongs to the sibling that reads the same tensor
+};
+
+class Linear : public Module {
+ public:
+  struct Options {
+    std::int64_t in_features = 0, out_features = 0;
+    /// Output columns [bias_begin, bias_begin + bias_count) have a bias. 0: none.
+    std::int64_t bias_begin = 0, bias_count = 0;
+  };
+  /// Parameters are allocated, not initialised. `weight`, if given ([out_features, in_features]), is shared
+  /// with its owner (a tied head) and not visited here. The backend must outlive the module.
+  Linear(Backend& backend, const Options& options, std::shared_ptr<Parameter> weight = nullptr);
+
+  /// What forward keeps for backward: under FP8 the input as its bytes.
+  struct Saved;
+
+  /// Both read one tensor, which is quantised once: this module's input slot is the leader's. Call before the
+  /// first forward.
+  void share_input_of(Linear& leader);
+
+  /// Where the producer of x [rows, in_features] should write it under the context's precision: FP8 bytes
+  /// with this module's input quantizer, or high precision.
+  Output make_input(Context& context, std::int64_t rows);
+  /// The same for an x that exists in high precision: casts it if the context asks for FP8.
+  Output cast_input(Context& context, const Tensor& x);
+
+  /// x as `make_input` described it, filled. `saved` may be null (evaluation).
+  Tensor forward(Context& context, const Output& x, Saved* saved);
+
+  /// Where the producer of dy [rows, out_features] should write it.
+  Output make_output_gradient(Context& context, const Saved& saved);
+  Output cast_output_gradient(Context& context, const Saved& saved, const Tensor& dy);
+
+  /// dx (+)= dy w (skipped when `dx` is absent); weight.gradient += dy^T x; bias.gradient += column sums of
+  /// the unquantised dy.
+  void backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
+                bool accumulate_dx = false);
+
+  void visit(const std::string& name, ModuleVisitor& visitor) override;
+
+  const Options& options() const { return options_; }
+  Parameter& weight() { return *weight_; }
+  Parameter* bias() { return bias_.get(); }  ///< null when there is none; f32[bias_count]
+  Fp8State& fp8() { return fp8_; }
+  const Fp8State& fp8() const { return fp8_; }
+  /// Creates (or, when the history length changed, replaces) the slots for a recipe. Loading a state calls it
+  /// too.
+  void prepare_fp8(const Recipe& recipe);
+  /// How often the weight was cast or converted: once per optimizer step and precision.
+  std::int64_t weight_casts() const { return weight_casts_; }
+
+ private:
+  /// The weight in a compute precision, kept until the master changes.
+  struct WeightCopy {
+    QuantizedTensor quantized;
+    Tensor real;
+    std::uint64_t version = 0;
+    DType dtype = DType::f32;
+    bool staged = false;  ///< its amax was staged: a copy made by evaluation does not serve training
+  };
+  const WeightCopy& weight_copy(Context& context);
+  Tensor full_bias();
+
+  Backend& backend_;
+  Options options_;
+  std::shared_ptr<Parameter> weight_;
+  bool owns_weight_;
+  std::unique_ptr<Parameter> bias_;
+  Linear* input_leader_ = nullptr;
+  Fp8State fp8_;
+  WeightCopy weight_copy_;
+  Tensor full_bias_;
+  std::uint64_t full_bias_version_ = 0;
+  std::int64_t weight_casts_ = 0;
+};
+
+struct Linear::Saved {
+  std::int64_t rows = 0;
+  Tensor x;               ///< high precision, when the forward ran so
+  QuantizedTensor x_fp8;  ///< the bytes, when it ran in FP8
+  Tensor w;
+  QuantizedTensor w_fp8;
+  std::optional<Recipe> recipe;
+};
+
+}  // namespace quaver

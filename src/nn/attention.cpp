@@ -1,0 +1,206 @@
+#include "nn/attention.h"
+
+#include <cmath>
+
+namespace quaver {
+namespace {
+
+std::unique_ptr<Linear> make_linear(Backend& backend, std::int64_t in, std::int64_t out, bool bias) {
+  return std::make_unique<Linear>(backend, Linear::Options{in, out, 0, bias ? out : 0});
+}
+
+std::int64_t gate_columns(const ModelConfig& config) {
+  switch (config.gate) {
+    case GateKind::none:
+      return 0;
+    case GateKind::headwise:
+      return config.heads;
+    case GateKind::elementwise:
+      return config.heads * config.head_dim;
+  }
+  return 0;
+}
+
+}  // namespace
+
+Attention::Attention(Backend& backend, const ModelConfig& config, const Rotary* rotary)
+    : backend_(backend),
+      config_(config),
+      q_columns_(config.heads * config.head_dim),
+      kv_columns_(config.kv_heads * config.head_dim),
+      gate_columns_(gate_columns(config)) {
+  if (rotary) rotary_.cosine = rotary->cosine(), rotary_.sine = rotary->sine();
+  const bool gate_bias = config.gate_bias && gate_columns_ > 0;
+  if (config.packed_qkv) {
+    const std::int64_t qkv = q_columns_ + 2 * kv_columns_;
+    // The gate stands last, so that a bias of q, k and v only, of the gate only, or of all is one range of
+    // columns.
+    const std::int64_t begin = config.qkv_bias ? 0 : qkv;
+    const std::int64_t end = gate_bias ? qkv + gate_columns_ : qkv;
+    qkv_proj_ = std::make_unique<Linear>(
+        backend, Linear::Options{config.width, qkv + gate_columns_, end > begin ? begin : 0, end - begin});
+  } else {
+    q_proj_ = make_linear(backend, config.width, q_columns_, config.qkv_bias);
+    k_proj_ = make_linear(backend, config.width, kv_columns_, config.qkv_bias);
+    v_proj_ = make_linear(backend, config.width, kv_columns_, config.qkv_bias);
+    k_proj_->share_input_of(*q_proj_);
+    v_proj_->share_input_of(*q_proj_);
+    if (gate_columns_ > 0) {
+      gate_proj_ = make_linear(backend, config.width, gate_columns_, gate_bias);
+      gate_proj_->share_input_of(*q_proj_);
+    }
+  }
+  if (config.qk_norm != QkNorm::none) {
+    for (auto* gain : {&q_gain_, &k_gain_}) {
+      *gain = std::make_unique<Parameter>(backend, Shape{config.head_dim});
+      backend.fill((*gain)->value, 1);
+    }
+  }
+  out_proj_ = make_linear(backend, q_columns_, config.width, config.out_bias);
+}
+
+Output Attention::make_input(Context& context, std::int64_t rows) {
+  return first_projection().make_input(context, rows);
+}
+
+Attention::Projections Attention::slices(const Tensor& packed) const {
+  const std::int64_t k = q_columns_, v = k + kv_columns_, gate = v + kv_columns_;
+  return {packed, packed.columns(0, q_columns_), packed.columns(k, kv_columns_),
+          packed.columns(v, kv_columns_), gate_columns_ > 0 ? packed.columns(gate, gate_columns_) : Tensor()};
+}
+
+Attention::Projections Attention::project(Context& context, const Output& x, Saved* saved) {
+  if (qkv_proj_) return slices(qkv_proj_->forward(context, x, saved ? &saved->qkv : nullptr));
+  Projections p;
+  p.q = q_proj_->forward(context, x, saved ? &saved->q_proj : nullptr);
+  p.k = k_proj_->forward(context, x, saved ? &saved->k_proj : nullptr);
+  p.v = v_proj_->forward(context, x, saved ? &saved->v_proj : nullptr);
+  if (gate_proj_) p.gate = gate_proj_->forward(context, x, saved ? &saved->gate_proj : nullptr);
+  return p;
+}
+
+HeadTransform Attention::transform(std::int64_t heads, Parameter* gain) const {
+  return {
+      heads,          config_.head_dim, config_.qk_norm, config_.norm_epsilon, gain ? gain->value : Tensor(),
+      rotary_.cosine, rotary_.sine};
+}
+
+Tensor Attention::transform_forward(std::int64_t heads, Parameter* gain, const Tensor& x,
+                                    const Tensor& positions) {
+  if (!transforms()) return x;
+  Tensor out = backend_.allocate(x.dtype(), x.shape());
+  backend_.transform_heads(transform(heads, gain), x, positions, out);
+  return out;
+}
+
+void Attention::transform_backward(std::int64_t heads, Parameter* gain, const Tensor& dout, const Tensor& x,
+                                   const Tensor& positions, const Tensor& dx) {
+  backend_.transform_heads_backward(transform(heads, gain), dout, x, positions, dx,
+                                    gain ? gain->accumulated_gradient(backend_) : Tensor());
+}
+
+Tensor Attention::forward(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
+                          KvCache::Layer* cache, std::int64_t cached) {
+  const Projections p = project(context, x, saved);
+  const Tensor q = transform_forward(config_.heads, q_gain_.get(), p.q, tokens.positions);
+  Tensor k = transform_forward(config_.kv_heads, k_gain_.get(), p.k, tokens.positions);
+  Tensor v = p.v;
+  AttentionShape shape{tokens.batch,
+                       tokens.length,
+                       tokens.length,
+                       config_.heads,
+                       config_.kv_heads,
+                       config_.head_dim,
+                       1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+  if (cache) {
+    shape.key_len = cached + tokens.length;
+    backend_.copy(k, cache->keys.slice(cached, tokens.length));
+    backend_.copy(v, cache->values.slice(cached, tokens.length));
+    k = cache->keys.slice(0, shape.key_len);
+    v = cache->values.slice(0, shape.key_len);
+  }
+
+  const std::int64_t rows = tokens.batch * tokens.length;
+  const Tensor o = backend_.allocate(q.dtype(), {rows, q_columns_});
+  const Tensor lse = saved ? backend_.allocate(DType::f32, {rows, config_.heads}) : Tensor();
+  backend_.attention(shape, q, k, v, tokens.first_key, o, lse);
+
+  Output gated = p.gate ? out_proj_->make_input(context, rows) : out_proj_->cast_input(context, o);
+  if (p.gate) backend_.gate(config_.gate_activation, o, p.gate, gated);
+  const Tensor y = out_proj_->forward(context, gated, saved ? &saved->out_proj : nullptr);
+  if (saved) {
+    saved->shape = shape;
+    saved->positions = tokens.positions;
+    saved->first_key = tokens.first_key;
+    saved->projected = p;
+    saved->q = q, saved->k = k;
+    saved->o = o, saved->lse = lse;
+  }
+  return y;
+}
+
+Attention::Projections Attention::allocate_gradients(DType dtype, std::int64_t rows) {
+  if (qkv_proj_)
+    return slices(backend_.allocate(dtype, {rows, q_columns_ + 2 * kv_columns_ + gate_columns_}));
+  return {{},
+          backend_.allocate(dtype, {rows, q_columns_}),
+          backend_.allocate(dtype, {rows, kv_columns_}),
+          backend_.allocate(dtype, {rows, kv_columns_}),
+          gate_columns_ > 0 ? backend_.allocate(dtype, {rows, gate_columns_}) : Tensor()};
+}
+
+void Attention::project_backward(Context& context, const Saved& saved, const Projections& gradients,
+                                 const Tensor& dx) {
+  const auto backward = [&](Linear& linear, const Linear::Saved& linear_saved, const Tensor& dy,
+                            bool accumulate) {
+    linear.backward(context, linear_saved, linear.cast_output_gradient(context, linear_saved, dy), dx,
+                    accumulate);
+  };
+  if (qkv_proj_) return backward(*qkv_proj_, saved.qkv, gradients.packed, false);
+  if (gate_proj_) backward(*gate_proj_, saved.gate_proj, gradients.gate, false);
+  backward(*v_proj_, saved.v_proj, gradients.v, gate_proj_ != nullptr);
+  backward(*k_proj_, saved.k_proj, gradients.k, true);
+  backward(*q_proj_, saved.q_proj, gradients.q, true);
+}
+
+void Attention::backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx) {
+  const std::int64_t rows = dy.rows();
+  const Tensor dgated = backend_.allocate(dy.dtype(), {rows, q_columns_});
+  out_proj_->backward(context, saved.out_proj, out_proj_->cast_output_gradient(context, saved.out_proj, dy),
+                      dgated);
+
+  const Projections gradients = allocate_gradients(dy.dtype(), rows);
+  Tensor d_o = dgated;
+  if (saved.projected.gate) {
+    d_o = backend_.allocate(dy.dtype(), {rows, q_columns_});
+    backend_.gate_backward(config_.gate_activation, dgated, saved.o, saved.projected.gate, d_o,
+                           gradients.gate);
+  }
+
+  const bool transformed = transforms();
+  const Tensor dq = transformed ? backend_.allocate(dy.dtype(), {rows, q_columns_}) : gradients.q;
+  const Tensor dk = transformed ? backend_.allocate(dy.dtype(), {rows, kv_columns_}) : gradients.k;
+  backend_.attention_backward(saved.shape, d_o, saved.q, saved.k, saved.projected.v, saved.first_key, saved.o,
+                              saved.lse, dq, dk, gradients.v);
+  if (transformed) {
+    transform_backward(config_.heads, q_gain_.get(), dq, saved.projected.q, saved.positions, gradients.q);
+    transform_backward(config_.kv_heads, k_gain_.get(), dk, saved.projected.k, saved.positions, gradients.k);
+  }
+  project_backward(context, saved, gradients, dx);
+}
+
+void Attention::visit(const std::string& name, ModuleVisitor& visitor) {
+  const auto visit_child = [&](Linear* linear, const char* child) {
+    if (linear) linear->visit(join_names(name, child), visitor);
+  };
+  visit_child(qkv_proj_.get(), "qkv_proj");
+  visit_child(q_proj_.get(), "q_proj");
+  visit_child(k_proj_.get(), "k_proj");
+  visit_child(v_proj_.get(), "v_proj");
+  visit_child(gate_proj_.get(), "gate_proj");
+  if (q_gain_) visitor.parameter(join_names(name, "q_norm.gain"), *q_gain_);
+  if (k_gain_) visitor.parameter(join_names(name, "k_norm.gain"), *k_gain_);
+  visit_child(out_proj_.get(), "out_proj");
+}
+
+}  // namespace quaver

@@ -1,0 +1,71 @@
+/// Gated causal self-attention with grouped queries (arXiv 2505.06708, gate at position G1):
+///
+///   q, k, v, g = projections(x);  q, k = rope/norm(q), rope/norm(k)
+///   o = softmax(q k^T / sqrt(D)) v;  y = out_proj(o * act(g))
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "nn/rotary.h"
+#include "ops/backend.h"
+#include "quaver/language_model.h"
+#include "quaver/linear.h"
+#include "quaver/model_config.h"
+#include "quaver/module.h"
+
+namespace quaver {
+
+class Attention : public Module {
+ public:
+  /// `rotary` may be null (learned positions); it must outlive the module.
+  Attention(Backend& backend, const ModelConfig& config, const Rotary* rotary);
+
+  /// Columns of the projected input, which are slices of one matrix when packed: [q | k | v | gate].
+  struct Projections {
+    Tensor packed;  ///< absent when separate
+    Tensor q, k, v, gate;
+  };
+  struct Saved {
+    AttentionShape shape;
+    Tensor positions, first_key;
+    Linear::Saved qkv, q_proj, k_proj, v_proj, gate_proj, out_proj;
+    Projections projected;
+    Tensor q, k;  ///< after rope and norm
+    Tensor o, lse;
+  };
+
+  /// Where the norm before the attention should write: every projection reads this one tensor.
+  Output make_input(Context& context, std::int64_t rows);
+  /// x as `make_input` described it -> [M, width].
+  Tensor forward(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
+                 KvCache::Layer* cache, std::int64_t cached);
+  /// Writes dx from dy [M, width].
+  void backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx);
+
+  void visit(const std::string& name, ModuleVisitor& visitor) override;
+
+ private:
+  Linear& first_projection() { return qkv_proj_ ? *qkv_proj_ : *q_proj_; }
+  Projections slices(const Tensor& packed) const;
+  Projections project(Context& context, const Output& x, Saved* saved);
+  Projections allocate_gradients(DType dtype, std::int64_t rows);
+  void project_backward(Context& context, const Saved& saved, const Projections& gradients, const Tensor& dx);
+  bool transforms() const { return rotary_.cosine.defined() || config_.qk_norm != QkNorm::none; }
+  HeadTransform transform(std::int64_t heads, Parameter* gain) const;
+  Tensor transform_forward(std::int64_t heads, Parameter* gain, const Tensor& x, const Tensor& positions);
+  void transform_backward(std::int64_t heads, Parameter* gain, const Tensor& dout, const Tensor& x,
+                          const Tensor& positions, const Tensor& dx);
+
+  Backend& backend_;
+  ModelConfig config_;
+  HeadTransform rotary_;  // the tables only
+  std::int64_t q_columns_, kv_columns_, gate_columns_;
+  std::unique_ptr<Linear> qkv_proj_;                              // packed
+  std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, gate_proj_;  // separate
+  std::unique_ptr<Parameter> q_gain_, k_gain_;
+  std::unique_ptr<Linear> out_proj_;
+};
+
+}  // namespace quaver

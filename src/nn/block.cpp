@@ -1,0 +1,49 @@
+#include "nn/block.h"
+
+namespace quaver {
+
+std::unique_ptr<Norm> make_norm(Backend& backend, const ModelConfig& config) {
+  if (config.norm == NormKind::layer)
+    return std::make_unique<LayerNorm>(backend, config.width, config.norm_epsilon);
+  return std::make_unique<RmsNorm>(backend, config.width, config.norm_epsilon);
+}
+
+Block::Block(Backend& backend, const ModelConfig& config, const Rotary* rotary)
+    : backend_(backend),
+      attention_norm_(make_norm(backend, config)),
+      mlp_norm_(make_norm(backend, config)),
+      attention_(backend, config, rotary),
+      mlp_(backend, config) {}
+
+Tensor Block::forward(Context& context, const TokenBatch& tokens, const Tensor& x, BlockSaved* saved,
+                      KvCache::Layer* cache, std::int64_t cached) {
+  const Output attention_in = attention_.make_input(context, x.rows());
+  attention_norm_->forward(x, attention_in, saved ? &saved->attention_norm : nullptr);
+  const Tensor x1 =
+      attention_.forward(context, tokens, attention_in, saved ? &saved->attention : nullptr, cache, cached);
+  backend_.add(x, x1, x1);
+
+  const Output mlp_in = mlp_.make_input(context, x.rows());
+  mlp_norm_->forward(x1, mlp_in, saved ? &saved->mlp_norm : nullptr);
+  const Tensor x2 = mlp_.forward(context, mlp_in, saved ? &saved->mlp : nullptr);
+  backend_.add(x1, x2, x2);
+  return x2;
+}
+
+void Block::backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient) {
+  const Tensor branch_gradient = backend_.allocate(residual_gradient.dtype(), residual_gradient.shape());
+  mlp_.backward(context, saved.mlp, residual_gradient, branch_gradient);
+  mlp_norm_->backward(saved.mlp_norm, branch_gradient, residual_gradient, true);
+
+  attention_.backward(context, saved.attention, residual_gradient, branch_gradient);
+  attention_norm_->backward(saved.attention_norm, branch_gradient, residual_gradient, true);
+}
+
+void Block::visit(const std::string& name, ModuleVisitor& visitor) {
+  attention_norm_->visit(join_names(name, "attention_norm"), visitor);
+  attention_.visit(join_names(name, "attention"), visitor);
+  mlp_norm_->visit(join_names(name, "mlp_norm"), visitor);
+  mlp_.visit(join_names(name, "mlp"), visitor);
+}
+
+}  // namespace quaver

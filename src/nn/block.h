@@ -1,0 +1,38 @@
+/// One transformer block: x1 = x + attention(norm(x));  x2 = x1 + mlp(norm(x1)).
+#pragma once
+
+#include <memory>
+
+#include "nn/attention.h"
+#include "nn/feed_forward.h"
+#include "quaver/norm.h"
+
+namespace quaver {
+
+/// The norm a config names.
+std::unique_ptr<Norm> make_norm(Backend& backend, const ModelConfig& config);
+
+struct BlockSaved {
+  Norm::Saved attention_norm, mlp_norm;
+  Attention::Saved attention;
+  FeedForward::Saved mlp;
+};
+
+class Block : public Module {
+ public:
+  Block(Backend& backend, const ModelConfig& config, const Rotary* rotary);
+  /// x [M, width] -> [M, width]. `cached` positions precede the tokens when there is a cache.
+  Tensor forward(Context& context, const TokenBatch& tokens, const Tensor& x, BlockSaved* saved,
+                 KvCache::Layer* cache, std::int64_t cached);
+  /// Turns the gradient of the block's output into that of its input, in place.
+  void backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient);
+  void visit(const std::string& name, ModuleVisitor& visitor) override;
+
+ private:
+  Backend& backend_;
+  std::unique_ptr<Norm> attention_norm_, mlp_norm_;
+  Attention attention_;
+  FeedForward mlp_;
+};
+
+}  // namespace quaver

@@ -1,0 +1,46 @@
+#include "nn/feed_forward.h"
+
+namespace quaver {
+
+FeedForward::FeedForward(Backend& backend, const ModelConfig& config)
+    : backend_(backend),
+      kind_(config.mlp),
+      up_proj_(backend, {config.width, config.ffn_width, 0, config.mlp_bias ? config.ffn_width : 0}),
+      down_proj_(backend, {config.ffn_width, config.width, 0, config.mlp_bias ? config.width : 0}) {
+  if (kind_ == Activation::gelu) return;
+  gate_proj_ = std::make_unique<Linear>(backend, up_proj_.options());
+  gate_proj_->share_input_of(up_proj_);
+}
+
+Output FeedForward::make_input(Context& context, std::int64_t rows) {
+  return up_proj_.make_input(context, rows);
+}
+
+Tensor FeedForward::forward(Context& context, const Output& x, Saved* saved) {
+  const Tensor up = up_proj_.forward(context, x, saved ? &saved->up_proj : nullptr);
+  const Tensor gate =
+      gate_proj_ ? gate_proj_->forward(context, x, saved ? &saved->gate_proj : nullptr) : Tensor();
+  const Output h = down_proj_.make_input(context, up.rows());
+  backend_.activation(kind_, gate, up, h);
+  if (saved) saved->gate = gate, saved->up = up;
+  return down_proj_.forward(context, h, saved ? &saved->down_proj : nullptr);
+}
+
+void FeedForward::backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx) {
+  const Tensor dh = backend_.allocate(dy.dtype(), saved.up.shape());
+  down_proj_.backward(context, saved.down_proj, down_proj_.cast_output_gradient(context, saved.down_proj, dy),
+                      dh);
+  const Output dup = up_proj_.make_output_gradient(context, saved.up_proj);
+  const Output dgate = gate_proj_ ? gate_proj_->make_output_gradient(context, saved.gate_proj) : Output{};
+  backend_.activation_backward(kind_, dh, saved.gate, saved.up, dgate, dup);
+  if (gate_proj_) gate_proj_->backward(context, saved.gate_proj, dgate, dx);
+  up_proj_.backward(context, saved.up_proj, dup, dx, gate_proj_ != nullptr);
+}
+
+void FeedForward::visit(const std::string& name, ModuleVisitor& visitor) {
+  if (gate_proj_) gate_proj_->visit(join_names(name, "gate_proj"), visitor);
+  up_proj_.visit(join_names(name, "up_proj"), visitor);
+  down_proj_.visit(join_names(name, "down_proj"), visitor);
+}
+
+}  // namespace quaver

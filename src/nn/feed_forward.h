@@ -1,0 +1,37 @@
+/// y = down_proj(act(gate_proj x) * up_proj x), or down_proj(gelu(up_proj x)).
+#pragma once
+
+#include <memory>
+
+#include "ops/backend.h"
+#include "quaver/linear.h"
+#include "quaver/model_config.h"
+#include "quaver/module.h"
+
+namespace quaver {
+
+class FeedForward : public Module {
+ public:
+  FeedForward(Backend& backend, const ModelConfig& config);
+
+  struct Saved {
+    Linear::Saved gate_proj, up_proj, down_proj;
+    Tensor gate, up;
+  };
+
+  /// Where the norm before the feed-forward should write.
+  Output make_input(Context& context, std::int64_t rows);
+  Tensor forward(Context& context, const Output& x, Saved* saved);
+  /// Writes dx from dy [M, width].
+  void backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx);
+  void visit(const std::string& name, ModuleVisitor& visitor) override;
+
+ private:
+  Backend& backend_;
+  Activation kind_;
+  Linear up_proj_;
+  std::unique_ptr<Linear> gate_proj_;  // absent for gelu
+  Linear down_proj_;
+};
+
+}  // namespace quaver

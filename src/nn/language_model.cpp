@@ -1,0 +1,152 @@
+#include "quaver/language_model.h"
+
+#include <cmath>
+
+#include "base/check.h"
+#include "base/random.h"
+#include "nn/block.h"
+#include "nn/rotary.h"
+
+namespace quaver {
+namespace {
+
+bool ends_with(const std::string& name, std::string_view suffix) {
+  return name.ends_with(suffix);
+}
+
+/// Fills every parameter by its name, so that a value depends on the seed and the name alone.
+class Initializer : public ModuleVisitor {
+ public:
+  Initializer(Backend& backend, const ModelConfig& config, std::uint64_t seed)
+      : backend_(backend), config_(config), seed_(seed) {}
+
+  void parameter(const std::string& name, Parameter& parameter) override {
+    if (ends_with(name, ".gain")) {
+      backend_.fill(parameter.value, 1);
+    } else if (ends_with(name, ".bias")) {
+      backend_.fill(parameter.value, 0);
+    } else {
+      const bool writes_residual = ends_with(name, "out_proj.weight") || ends_with(name, "down_proj.weight");
+      const float depth = writes_residual ? std::sqrt(2.0f * static_cast<float>(config_.layers)) : 1.0f;
+      backend_.fill_normal(parameter.value, 0, config_.init_std / depth, seed_, stable_hash(name));
+    }
+    if (ends_with(name, "attention.gate_proj.bias")) backend_.fill(parameter.value, config_.gate_bias_init);
+    if (ends_with(name, "attention.qkv_proj.bias") && config_.gate_bias)
+      fill_packed_gate_bias(parameter.value);
+  }
+
+ private:
+  void fill_packed_gate_bias(const Tensor& bias) {
+    const std::int64_t gate = config_.gate == GateKind::none       ? 0
+                              : config_.gate == GateKind::headwise ? config_.heads
+                                                                   : config_.heads * config_.head_dim;
+    if (gate > 0) backend_.fill(bias.slice(bias.elements() - gate, gate), config_.gate_bias_init);
+  }
+
+  Backend& backend_;
+  const ModelConfig& config_;
+  std::uint64_t seed_;
+};
+
+}  // namespace
+
+LanguageModel::Saved::Saved() = default;
+LanguageModel::Saved::~Saved() = default;
+LanguageModel::Saved::Saved(Saved&&) noexcept = default;
+LanguageModel::Saved& LanguageModel::Saved::operator=(Saved&&) noexcept = default;
+
+LanguageModel::LanguageModel(std::shared_ptr<Backend> backend, const ModelConfig& config, std::uint64_t seed)
+    : backend_(std::move(backend)), config_(config) {
+  validate(config);
+  Backend& ops = *backend_;
+  embedding_ = std::make_shared<Parameter>(ops, Shape{config.vocab, config.width});
+  if (config.position == PositionKind::learned) {
+    position_embedding_ = std::make_unique<Parameter>(ops, Shape{config.context, config.width});
+  } else {
+    rotary_ = std::make_unique<Rotary>(ops, config.context, config.head_dim, config.rope_theta,
+                                       config.rope_fraction);
+  }
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    blocks_.push_back(std::make_unique<Block>(ops, config, rotary_.get()));
+  }
+  final_norm_ = make_norm(ops, config);
+  lm_head_ = std::make_unique<Linear>(
+      ops, Linear::Options{config.width, config.vocab, 0, config.head_bias ? config.vocab : 0},
+      config.tie_embeddings ? embedding_ : nullptr);
+  Initializer initializer(ops, config_, seed);
+  visit("", initializer);
+}
+
+LanguageModel::~LanguageModel() = default;
+
+Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved* saved, KvCache* cache) {
+  const std::int64_t rows = tokens.batch * tokens.length, cached = cache ? cache->length : 0;
+  require(tokens.tokens.shape() == Shape{rows}, "model: expected {} x {} tokens, found shape {}",
+          tokens.batch, tokens.length, to_string(tokens.tokens.shape()));
+  require(cached + tokens.length <= config_.context, "model: {} positions exceed model.context = {}",
+          cached + tokens.length, config_.context);
+  require(!cache || (tokens.batch == 1 && !saved && cached + tokens.length <= cache->capacity),
+          "model: a key/value cache serves one sequence in evaluation, up to its capacity");
+
+  Tensor x = backend_->allocate(context.high_precision(), {rows, config_.width});
+  backend_->embedding(tokens.tokens, embedding_->value, position_embedding_ ? tokens.positions : Tensor(),
+                      position_embedding_ ? position_embedding_->value : Tensor(), x);
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    auto block_saved = saved ? std::make_unique<BlockSaved>() : nullptr;
+    x = blocks_[layer]->forward(context, tokens, x, block_saved.get(),
+                                cache ? &cache->layers[layer] : nullptr, cached);
+    if (saved) saved->blocks.push_back(std::move(block_saved));
+  }
+  if (saved) saved->tokens = tokens;
+  if (cache) cache->length += tokens.length;
+
+  const Autocast head_scope(context, context.recipe() && fp8_lm_head_,
+                            context.recipe().value_or(DelayedScaling{}));
+  const Output head_in = lm_head_->make_input(context, rows);
+  final_norm_->forward(x, head_in, saved ? &saved->final_norm : nullptr);
+  return lm_head_->forward(context, head_in, saved ? &saved->lm_head : nullptr);
+}
+
+Output LanguageModel::make_logits_gradient(Context& context, const Saved& saved) {
+  return lm_head_->make_output_gradient(context, saved.lm_head);
+}
+
+void LanguageModel::backward(Context& context, Saved& saved, const Output& dlogits) {
+  const std::int64_t rows = saved.tokens.batch * saved.tokens.length;
+  const DType dtype = context.high_precision();
+  const Tensor dnorm = backend_->allocate(dtype, {rows, config_.width});
+  lm_head_->backward(context, saved.lm_head, dlogits, dnorm);
+  const Tensor residual_gradient = backend_->allocate(dtype, {rows, config_.width});
+  final_norm_->backward(saved.final_norm, dnorm, residual_gradient, false);
+  for (std::size_t layer = blocks_.size(); layer-- > 0;) {
+    blocks_[layer]->backward(context, *saved.blocks[layer], residual_gradient);
+    saved.blocks[layer].reset();
+  }
+  backend_->embedding_backward(
+      residual_gradient, saved.tokens.tokens, position_embedding_ ? saved.tokens.positions : Tensor(),
+      embedding_->accumulated_gradient(*backend_),
+      position_embedding_ ? position_embedding_->accumulated_gradient(*backend_) : Tensor());
+}
+
+KvCache LanguageModel::make_cache(std::int64_t capacity, DType dtype) {
+  KvCache cache;
+  cache.capacity = capacity;
+  const Shape shape{capacity, config_.kv_heads * config_.head_dim};
+  for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    cache.layers.push_back({backend_->allocate(dtype, shape), backend_->allocate(dtype, shape)});
+  }
+  return cache;
+}
+
+void LanguageModel::visit(const std::string& name, ModuleVisitor& visitor) {
+  visitor.parameter(join_names(name, "embedding.weight"), *embedding_);
+  if (position_embedding_)
+    visitor.parameter(join_names(name, "position_embedding.weight"), *position_embedding_);
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    blocks_[layer]->visit(join_names(name, "blocks." + std::to_string(layer)), visitor);
+  }
+  final_norm_->visit(join_names(name, "final_norm"), visitor);
+  lm_head_->visit(join_names(name, "lm_head"), visitor);
+}
+
+}  // namespace quaver

@@ -1,0 +1,249 @@
+/// The whole model: initialisation, masks, the key/value cache, and FP8 in every Linear. Its gradients are
+/// checked against an independent implementation in tests/oracle.
+#include "quaver/language_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "base/random.h"
+#include "ops/backend.h"
+#include "quaver/error.h"
+
+namespace quaver {
+namespace {
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.width = 24;
+  config.layers = 2;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 6;
+  config.ffn_width = 40;
+  config.vocab = 33;
+  config.context = 12;
+  config.init_std = 0.2f;
+  return config;
+}
+
+class Collect : public ModuleVisitor {
+ public:
+  explicit Collect(Backend& backend) : backend_(backend) {}
+  void parameter(const std::string& name, Parameter& parameter) override {
+    values[name] = download(backend_, parameter.value);
+    if (parameter.has_gradient) gradients[name] = download(backend_, parameter.gradient);
+  }
+  void linear(const std::string& name, Linear& linear) override { linears[name] = &linear; }
+  std::map<std::string, std::vector<float>> values, gradients;
+  std::map<std::string, Linear*> linears;
+
+ private:
+  Backend& backend_;
+};
+
+TokenBatch token_batch(Backend& backend, const std::vector<std::int32_t>& tokens, std::int64_t batch,
+                       std::int32_t first_position = 0, std::vector<std::int32_t> first_key = {}) {
+  const auto rows = static_cast<std::int64_t>(tokens.size()), length = rows / batch;
+  std::vector<std::int32_t> positions(rows);
+  for (std::int64_t row = 0; row < rows; ++row)
+    positions[row] = first_position + static_cast<std::int32_t>(row % length);
+  TokenBatch result{batch, length, upload(backend, tokens, {rows}), upload(backend, positions, {rows}), {}};
+  if (!first_key.empty()) result.first_key = upload(backend, first_key, {rows});
+  return result;
+}
+
+std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocab, std::uint64_t stream = 0) {
+  const Random random(5, stream);
+  std::vector<std::int32_t> tokens(count);
+  for (std::int64_t i = 0; i < count; ++i) tokens[i] = static_cast<std::int32_t>(random.below(i, vocab));
+  return tokens;
+}
+
+class LanguageModelTest : public testing::TestWithParam<std::string> {
+ protected:
+  std::shared_ptr<Backend> backend = make_backend(GetParam(), 2);
+  Collect collect(LanguageModel& model) {
+    Collect result(*backend);
+    model.visit("", result);
+    return result;
+  }
+  std::vector<float> logits(LanguageModel& model, Context& context, const TokenBatch& batch,
+                            KvCache* cache = nullptr) {
+    const NoGradients evaluation(context);
+    return download(*backend, model.forward(context, batch, nullptr, cache));
+  }
+};
+
+TEST_P(LanguageModelTest, ParametersBearTheDocumentedNames) {
+  ModelConfig config = small_config();
+  config.packed_qkv = false;
+  config.gate = GateKind::headwise;
+  config.qk_norm = QkNorm::pre_rope;
+  config.tie_embeddings = false;
+  LanguageModel model(backend, config, 1);
+  const Collect found = collect(model);
+  for (const char* name :
+       {"embedding.weight", "blocks.1.attention_norm.gain", "blocks.1.attention.q_proj.weight",
+        "blocks.1.attention.k_proj.weight", "blocks.1.attention.v_proj.weight",
+        "blocks.1.attention.gate_proj.weight", "blocks.1.attention.q_norm.gain",
+        "blocks.1.attention.k_norm.gain", "blocks.1.attention.out_proj.weight", "blocks.1.mlp_norm.gain",
+        "blocks.1.mlp.gate_proj.weight", "blocks.1.mlp.up_proj.weight", "blocks.1.mlp.down_proj.weight",
+        "final_norm.gain", "lm_head.weight"}) {
+    EXPECT_TRUE(found.values.contains(name)) << name;
+  }
+  EXPECT_EQ(found.linears.size(), 2u * 8 + 1);
+  std::int64_t count = 0;
+  for (const auto& [name, values] : found.values) count += static_cast<std::int64_t>(values.size());
+  EXPECT_EQ(count, parameter_count(config));
+}
+
+TEST_P(LanguageModelTest, ATiedHeadHasNoWeightOfItsOwn) {
+  ModelConfig config = small_config();
+  config.tie_embeddings = true;
+  LanguageModel model(backend, config, 1);
+  const Collect found = collect(model);
+  EXPECT_FALSE(found.values.contains("lm_head.weight"));
+  EXPECT_TRUE(found.linears.contains("lm_head"));
+}
+
+TEST_P(LanguageModelTest, TheGateBiasStartsAtItsConfiguredValueAndOthersAtZero) {
+  for (const bool packed : {true, false}) {
+    for (const bool qkv_bias : {true, false}) {
+      ModelConfig config = small_config();
+      config.packed_qkv = packed;
+      config.qkv_bias = qkv_bias;
+      config.gate = GateKind::headwise;
+      config.gate_bias = true;
+      config.gate_bias_init = 1.5f;
+      LanguageModel model(backend, config, 1);
+      const Collect found = collect(model);
+      std::vector<float> bias =
+          found.values.at(std::string("blocks.0.attention.") + (packed ? "qkv_proj" : "gate_proj") + ".bias");
+      const std::vector<float> gate(bias.end() - config.heads, bias.end());
+      EXPECT_EQ(gate, std::vector<float>(config.heads, 1.5f));
+      bias.resize(bias.size() - config.heads);
+      for (const float value : bias) EXPECT_EQ(value, 0.0f);
+    }
+  }
+}
+
+TEST_P(LanguageModelTest, InitialisationDependsOnTheSeedOnly) {
+  LanguageModel a(backend, small_config(), 1), b(backend, small_config(), 1), c(backend, small_config(), 2);
+  EXPECT_EQ(collect(a).values, collect(b).values);
+  EXPECT_NE(collect(a).values, collect(c).values);
+  const auto weight = collect(a).values.at("blocks.0.mlp.up_proj.weight");
+  double squares = 0;
+  for (const float w : weight) squares += static_cast<double>(w) * w;
+  // 960 normals: the sample deviation is within 10% of 0.2 with overwhelming probability (4 standard errors).
+  EXPECT_NEAR(std::sqrt(squares / static_cast<double>(weight.size())), 0.2, 0.02);
+}
+
+TEST_P(LanguageModelTest, NoTokenSeesALaterOneOrAnotherDocument) {
+  LanguageModel model(backend, small_config(), 1);
+  Context context(*backend, DType::f32);
+  const std::int64_t vocab = model.config().vocab;
+  std::vector<std::int32_t> tokens = random_tokens(12, vocab), first_key{0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5, 5};
+  const auto before = logits(model, context, token_batch(*backend, tokens, 1, 0, first_key));
+  tokens[9] = (tokens[9] + 1) % static_cast<std::int32_t>(vocab);  // later than rows 5..8
+  tokens[2] = (tokens[2] + 1) % static_cast<std::int32_t>(vocab);  // in the document before
+  const auto after = logits(model, context, token_batch(*backend, tokens, 1, 0, first_key));
+  const auto row = [&](const std::vector<float>& all, int r) {
+    return std::vector<float>(all.begin() + r * vocab, all.begin() + (r + 1) * vocab);
+  };
+  for (const int r : {0, 1, 5, 6, 7, 8}) EXPECT_EQ(row(before, r), row(after, r)) << r;
+  for (const int r : {2, 3, 4, 9, 10, 11}) EXPECT_NE(row(before, r), row(after, r)) << r;
+}
+
+TEST_P(LanguageModelTest, GeneratingWithACacheGivesTheLogitsOfTheWholeSequence) {
+  for (const PositionKind position : {PositionKind::rope, PositionKind::learned}) {
+    ModelConfig config = small_config();
+    config.gate = GateKind::elementwise;
+    config.position = position;
+    LanguageModel model(backend, config, 1);
+    Context context(*backend, DType::f32);
+    const auto tokens = random_tokens(12, config.vocab);
+    const auto whole = logits(model, context, token_batch(*backend, tokens, 1));
+
+    KvCache cache = model.make_cache(12, DType::f32);
+    std::vector<float> pieces;
+    for (const auto& [begin, count] : {std::pair{0, 5}, {5, 1}, {6, 1}, {7, 5}}) {
+      const std::vector<std::int32_t> piece(tokens.begin() + begin, tokens.begin() + begin + count);
+      const auto part = logits(model, context, token_batch(*backend, piece, 1, begin), &cache);
+      pieces.insert(pieces.end(), part.begin(), part.end());
+    }
+    ASSERT_EQ(pieces.size(), whole.size());
+    // FP32; softmax blocks may be cut differently for other query counts: a few roundings of numbers of
+    // size 1.
+    for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(pieces[i], whole[i], 1e-4);
+    EXPECT_THROW(logits(model, context, token_batch(*backend, {1}, 1, 12), &cache), Error)
+        << "beyond model.context";
+  }
+}
+
+TEST_P(LanguageModelTest, EveryLinearRunsItsThreeGemmsInFp8) {
+  for (const bool packed : {true, false}) {
+    ModelConfig config = small_config();
+    config.packed_qkv = packed;
+    config.gate = GateKind::elementwise;
+    config.qkv_bias = config.gate_bias = config.out_bias = config.mlp_bias = config.head_bias = true;
+    LanguageModel model(backend, config, 1);
+    Context context(*backend);
+    for (int step = 0; step < 2; ++step) {
+      LanguageModel::Saved saved;
+      const std::int64_t rows = 24;
+      const Tensor losses = backend->allocate(DType::f32, {rows});
+      Output dlogits;
+      {
+        const Autocast scope(context, true);
+        const Tensor y =
+            model.forward(context, token_batch(*backend, random_tokens(rows, config.vocab), 2), &saved);
+        dlogits = model.make_logits_gradient(context, saved);
+        backend->cross_entropy(y, upload(*backend, random_tokens(rows, config.vocab, 1), {rows}), 1.0f / 24,
+                               losses, dlogits);
+      }
+      const BackwardPass pass(context);
+      model.backward(context, saved, dlogits);
+    }
+    const Collect found = collect(model);
+    EXPECT_EQ(found.gradients.size(), found.values.size()) << "every parameter has a gradient";
+    for (const auto& [name, linear] : found.linears) {
+      for (const GemmRecord& gemm : linear->fp8().gemms) {
+        EXPECT_EQ(gemm.fp8_runs, 2) << name;
+        EXPECT_EQ(gemm.other_runs, 0) << name;
+      }
+      const float grad_amax = download(*backend, linear->fp8().grad_output->amax_history).back();
+      EXPECT_GT(grad_amax, 0) << name;
+    }
+    for (const auto& [name, gradient] : found.gradients) {
+      for (const float g : gradient) ASSERT_TRUE(std::isfinite(g)) << name;
+    }
+  }
+}
+
+TEST_P(LanguageModelTest, TheHeadCanBeKeptOutOfFp8) {
+  LanguageModel model(backend, small_config(), 1);
+  model.set_fp8_lm_head(false);
+  Context context(*backend);
+  {
+    const Autocast scope(context, true);
+    logits(model, context, token_batch(*backend, random_tokens(12, 33), 1));
+  }
+  const Collect found = collect(model);
+  EXPECT_EQ(found.linears.at("lm_head")->fp8().gemms[0].a, DType::bf16);
+  EXPECT_EQ(found.linears.at("blocks.0.mlp.up_proj")->fp8().gemms[0].a, DType::e4m3);
+}
+
+TEST_P(LanguageModelTest, AnImpossibleConfigIsRefused) {
+  ModelConfig config = small_config();
+  config.kv_heads = 3;
+  EXPECT_THROW(LanguageModel(backend, config, 1), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, LanguageModelTest, testing::Values("reference", "cpu"),
+                         [](const auto& test) { return test.param; });
+
+}  // namespace
+}  // namespace quaver
