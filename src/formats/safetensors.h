@@ -1,0 +1,50 @@
+/// The safetensors format: named arrays in one file.
+///
+/// 8 bytes: header length N, little-endian; N bytes: a JSON object {name: {"dtype", "shape", "data_offsets":
+/// [begin, end]},
+/// "__metadata__": {string: string}}; then the arrays' bytes, which the offsets cover without gap or overlap.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "quaver/tensor.h"
+
+namespace quaver {
+
+/// An array in host memory, row-major, little-endian.
+struct NamedArray {
+  std::string name;
+  DType dtype = DType::f32;
+  Shape shape;
+  std::vector<std::byte> bytes;
+};
+
+struct Safetensors {
+  std::vector<NamedArray> arrays;  ///< in order of their offsets
+  std::map<std::string, std::string> metadata;
+
+  /// The array of that name, or null.
+  const NamedArray* find(const std::string& name) const;
+};
+
+/// Longest header accepted, as in the format's own implementation.
+constexpr std::uint64_t kMaxSafetensorsHeader = 100'000'000;
+
+/// Reads a whole file. Strict: anything that departs from the format is an Error(data) with the file and the
+/// reason.
+Safetensors read_safetensors(const std::string& path);
+
+/// Reads the metadata and every array's name, type and shape, but leaves `bytes` empty. As strict as
+/// `read_safetensors`.
+Safetensors read_safetensors_header(const std::string& path);
+
+/// Writes arrays in the given order, atomically (base/files.h). Throws Error(usage) when bytes do not fit a
+/// shape or a name occurs twice, and Error(failure) when the file cannot be written.
+void write_safetensors(const std::string& path, std::span<const NamedArray> arrays,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace quaver

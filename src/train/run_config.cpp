@@ -1,0 +1,54 @@
+#include "train/run_config.h"
+
+#include <fmt/format.h>
+
+#include "base/files.h"
+#include "train/run_config_schema.h"
+
+namespace quaver {
+
+std::string_view name_of(Precision precision) {
+  switch (precision) {
+    case Precision::fp8:
+      return "fp8";
+    case Precision::bf16:
+      return "bf16";
+    case Precision::fp32:
+      return "fp32";
+  }
+  return "unknown";
+}
+
+std::string_view name_of(ScheduleKind schedule) {
+  return schedule == ScheduleKind::cosine ? "cosine" : "wsd";
+}
+
+Recipe Fp8Config::make_recipe() const {
+  DelayedScaling delayed;
+  delayed.margin = margin;
+  delayed.fp8_format = format;
+  delayed.amax_history_len = amax_history_len;
+  delayed.amax_compute_algo = amax_compute_algo;
+  return delayed;
+}
+
+RunConfig load_run_config(const std::string& path, std::span<const std::string> overrides) {
+  return parse_run_config(read_file(path), path, overrides);
+}
+
+std::string to_toml(const RunConfig& config) {
+  std::string text;
+  std::string_view section;
+  for (const ConfigField& field : run_config_fields()) {
+    if (section_of(field.name) != section) {
+      section = section_of(field.name);
+      text += fmt::format("\n[{}]\n", section);
+    }
+    const std::string_view key =
+        section.empty() ? field.name : std::string_view(field.name).substr(section.size() + 1);
+    text += fmt::format("{} = {}  # {}; {}\n", key, field.toml(config), field.doc, field.expected);
+  }
+  return text;
+}
+
+}  // namespace quaver

@@ -1,0 +1,95 @@
+/// A run file: the whole truth of a training run, read from TOML, changed by overrides, and written back
+/// resolved.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "quaver/model_config.h"
+#include "quaver/recipe.h"
+#include "text/corpus.h"
+
+namespace quaver {
+
+/// How Linears and activations are computed: fp8 (activations bf16), bf16, or fp32 throughout, for checking.
+enum class Precision { fp8, bf16, fp32 };
+
+/// Learning rate after the warm-up: a cosine from lr down to lr * min_lr_ratio; or lr held ("stable"), then
+/// lowered over the last decay_fraction of all steps.
+enum class ScheduleKind { cosine, wsd };
+
+/// Section [train].
+struct TrainConfig {
+  std::int64_t steps = 1000;  ///< optimizer steps
+  std::uint64_t seed = 1;     ///< of initial weights and of the order of the data
+  float lr = 3e-4f;           ///< the highest learning rate
+  float min_lr_ratio = 0.1f;  ///< the last learning rate, as a share of lr
+  ScheduleKind schedule = ScheduleKind::cosine;
+  std::int64_t warmup_steps = 50;  ///< the learning rate rises linearly over these
+  float decay_fraction = 0.2f;     ///< wsd: share of all steps in which the learning rate falls
+  std::int64_t batch = 8;          ///< sequences per micro-batch
+  std::int64_t accumulation = 1;   ///< micro-batches per optimizer step
+  float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, weight_decay = 0.1f;  ///< AdamW
+  float clip = 1;                  ///< largest norm of all gradients together; 0: no clipping
+  std::int64_t eval_every = 100;   ///< steps between evaluations; 0: only at the end
+  std::int64_t eval_batches = 20;  ///< validation batches per evaluation; 0: all
+  std::int64_t log_every = 10;     ///< steps between log lines
+  std::int64_t save_every = 0;     ///< steps between checkpoints; 0: only at the end
+
+  friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
+};
+
+enum class RecipeKind { delayed };
+
+/// Section [fp8]: consulted when precision = "fp8".
+struct Fp8Config {
+  RecipeKind recipe = RecipeKind::delayed;
+  Fp8Format format = Fp8Format::hybrid;
+  int margin = 0;
+  int amax_history_len = 1024;
+  AmaxCompute amax_compute_algo = AmaxCompute::most_recent;
+  bool lm_head = true;  ///< false keeps lm_head in BF16
+
+  /// The recipe these fields describe.
+  Recipe make_recipe() const;
+  friend bool operator==(const Fp8Config&, const Fp8Config&) = default;
+};
+
+/// Section [run].
+struct RunFolder {
+  std::string dir = "runs/default";  ///< where the resolved run file, metrics and checkpoints go
+
+  friend bool operator==(const RunFolder&, const RunFolder&) = default;
+};
+
+struct RunConfig {
+  Precision precision = Precision::fp8;
+  std::string backend = "cpu";  ///< "reference", "cpu" or "cuda"
+  int threads = 0;              ///< 0: every processor
+  ModelConfig model;
+  DataConfig data;
+  TrainConfig train;
+  Fp8Config fp8;
+  RunFolder run;
+
+  friend bool operator==(const RunConfig&, const RunConfig&) = default;
+};
+
+std::string_view name_of(Precision precision);
+std::string_view name_of(ScheduleKind schedule);
+
+/// Reads a run file and applies overrides ("section.key=value", the value in TOML; a bare word is a string).
+/// Throws Error(data) when the file cannot be read, and Error(usage) naming file, line and column (or
+/// "command line"), the key, what was expected and found, and the nearest valid name.
+RunConfig load_run_config(const std::string& path, std::span<const std::string> overrides = {});
+
+/// The same for the text of a run file; `source_name` stands for the file in messages.
+RunConfig parse_run_config(std::string_view text, const std::string& source_name,
+                           std::span<const std::string> overrides = {});
+
+/// The configuration as a run file with every key, from which parse_run_config makes an equal one.
+std::string to_toml(const RunConfig& config);
+
+}  // namespace quaver
