@@ -1,0 +1,354 @@
+#include "ops/contracts.h"
+
+#include "base/check.h"
+
+namespace quaver {
+namespace {
+
+bool is_real(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::bf16;
+}
+
+/// Checks the operands of one operation, so that messages begin with its name.
+class Operands {
+ public:
+  explicit Operands(std::string_view operation) : operation_(operation) {}
+
+  void expect(const Tensor& tensor, const char* name, DType dtype, const Shape& shape) const {
+    require(tensor.defined(), "{}: operand {} is absent", operation_, name);
+    require(tensor.dtype() == dtype, "{}: {} has type {}, expected {}", operation_, name,
+            name_of(tensor.dtype()), name_of(dtype));
+    require(tensor.shape() == shape, "{}: {} has shape {}, expected {}", operation_, name,
+            to_string(tensor.shape()), to_string(shape));
+  }
+  void expect_contiguous(const Tensor& tensor, const char* name, DType dtype, const Shape& shape) const {
+    expect(tensor, name, dtype, shape);
+    require(tensor.contiguous(), "{}: {} must be contiguous", operation_, name);
+  }
+  void expect_optional(const Tensor& tensor, const char* name, DType dtype, const Shape& shape) const {
+    if (tensor) expect_contiguous(tensor, name, dtype, shape);
+  }
+  void expect_absent(const Tensor& tensor, const char* name) const {
+    require(!tensor.defined(), "{}: operand {} must be absent", operation_, name);
+  }
+  void expect_real_matrix(const Tensor& tensor, const char* name) const {
+    require(tensor.defined(), "{}: operand {} is absent", operation_, name);
+    require(is_real(tensor.dtype()), "{}: {} has type {}, expected f32 or bf16", operation_, name,
+            name_of(tensor.dtype()));
+    require(tensor.shape().size() == 2, "{}: {} has shape {}, expected a matrix", operation_, name,
+            to_string(tensor.shape()));
+  }
+  /// An Output of the shape of x, whose high-precision part has x's type.
+  void expect_output(const Output& output, const char* name, DType dtype, const Shape& shape) const {
+    require(output.values.defined() || output.quantized.defined(), "{}: output {} asks for nothing",
+            operation_, name);
+    if (output.values) expect(output.values, name, dtype, shape);
+    if (!output.quantized.defined()) return;
+    const DType format = output.quantizer.format;
+    require(is_fp8(format), "{}: {} is to be cast to {}, expected e4m3 or e5m2", operation_, name,
+            name_of(format));
+    expect(output.quantized.bytes, name, format, shape);
+    if (output.quantized.transposed) expect(output.quantized.transposed, name, format, {shape[1], shape[0]});
+    expect(output.quantized.scale_inv, "scale_inv", DType::f32, {1});
+    expect(output.quantizer.scale, "scale", DType::f32, {1});
+    expect_optional(output.quantizer.amax, "amax", DType::f32, {1});
+    expect_optional(output.quantizer.counters, "counters", DType::i64, {kCastCounters});
+  }
+
+ private:
+  std::string_view operation_;
+};
+
+bool compatible(DType a, DType b) {
+  if (is_fp8(a) && is_fp8(b)) return !(a == DType::e5m2 && b == DType::e5m2);
+  return is_real(a) && a == b;
+}
+
+GemmSize size_of_product(Gemm kind, const Tensor& a, const Tensor& b) {
+  switch (kind) {
+    case Gemm::fprop:
+      return {a.rows(), b.rows(), a.cols()};
+    case Gemm::dgrad:
+      return {a.rows(), b.cols(), a.cols()};
+    case Gemm::wgrad:
+      return {a.cols(), b.cols(), a.rows()};
+  }
+  return {};
+}
+
+std::int64_t contraction_of_b(Gemm kind, const Tensor& b) {
+  return kind == Gemm::fprop ? b.cols() : b.rows();
+}
+
+void check_head_matrix(const Operands& operands, const HeadTransform& transform, const Tensor& tensor,
+                       const char* name, DType dtype, std::int64_t rows) {
+  operands.expect(tensor, name, dtype, {rows, transform.heads * transform.head_dim});
+}
+
+void check_tables(const Operands& operands, const HeadTransform& transform, const Tensor& positions,
+                  std::int64_t rows) {
+  if (transform.norm != QkNorm::none) {
+    operands.expect_contiguous(transform.gain, "gain", DType::f32, {transform.head_dim});
+  }
+  if (!transform.cosine) return;
+  require(transform.cosine.shape().size() == 2 && 2 * transform.cosine.cols() <= transform.head_dim,
+          "transform_heads: rotary tables of shape {} for heads of size {}",
+          to_string(transform.cosine.shape()), transform.head_dim);
+  operands.expect_contiguous(transform.cosine, "cosine", DType::f32, transform.cosine.shape());
+  operands.expect_contiguous(transform.sine, "sine", DType::f32, transform.cosine.shape());
+  operands.expect_contiguous(positions, "positions", DType::i32, {rows});
+}
+
+}  // namespace
+
+std::string_view name_of(Gemm kind) {
+  switch (kind) {
+    case Gemm::fprop:
+      return "fprop";
+    case Gemm::dgrad:
+      return "dgrad";
+    case Gemm::wgrad:
+      return "wgrad";
+  }
+  return "unknown";
+}
+
+GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
+                    const Tensor& out) {
+  const Operands operands(name_of(kind));
+  for (const auto* operand : {&a, &b}) {
+    require(operand->values.defined() && operand->values.shape().size() == 2, "{}: operands must be matrices",
+            name_of(kind));
+  }
+  require(compatible(a.dtype(), b.dtype()),
+          "{}: cannot multiply {} by {} (both f32, both bf16, or fp8 but not both e5m2)", name_of(kind),
+          name_of(a.dtype()), name_of(b.dtype()));
+  const GemmSize size = size_of_product(kind, a.values, b.values);
+  require(contraction_of_b(kind, b.values) == size.k, "{}: shapes {} and {} do not fit", name_of(kind),
+          to_string(a.values.shape()), to_string(b.values.shape()));
+  if (is_fp8(a.dtype())) {
+    operands.expect(a.scale_inv, "scale_inv of a", DType::f32, {1});
+    operands.expect(b.scale_inv, "scale_inv of b", DType::f32, {1});
+  }
+  operands.expect_real_matrix(out, "out");
+  operands.expect(out, "out", out.dtype(), {size.m, size.n});
+  require(kind == Gemm::fprop || !bias, "{}: only fprop takes a bias", name_of(kind));
+  operands.expect_optional(bias, "bias", DType::f32, {size.n});
+  return size;
+}
+
+void check_copy(const Tensor& source, const Tensor& destination) {
+  Operands("copy").expect(destination, "destination", source.dtype(), source.shape());
+}
+
+void check_fill(const Tensor& destination) {
+  require(destination.defined() && destination.contiguous() && !is_fp8(destination.dtype()),
+          "fill: expected a contiguous tensor that is not FP8");
+}
+
+void check_convert(const Tensor& source, const Tensor& destination) {
+  require(is_real(source.dtype()) && is_real(destination.dtype()) && source.contiguous() &&
+              destination.contiguous() && source.shape() == destination.shape(),
+          "convert: expected contiguous real tensors of one shape, found {} {} and {} {}",
+          name_of(source.dtype()), to_string(source.shape()), name_of(destination.dtype()),
+          to_string(destination.shape()));
+}
+
+void check_cast(const Tensor& x, const Output& output) {
+  const Operands operands("cast");
+  operands.expect_real_matrix(x, "x");
+  operands.expect_output(output, "output", x.dtype(), x.shape());
+}
+
+void check_sum_rows(const Tensor& x, const Tensor& sums) {
+  const Operands operands("sum_rows");
+  operands.expect_real_matrix(x, "x");
+  operands.expect_contiguous(sums, "sums", DType::f32, {x.cols()});
+}
+
+void check_norm(std::string_view operation, const Tensor& x, const Tensor& gain, const Tensor& bias,
+                const Output& y, const Tensor& mean, const Tensor& rstd) {
+  const Operands operands(operation);
+  operands.expect_real_matrix(x, "x");
+  operands.expect_contiguous(gain, "gain", DType::f32, {x.cols()});
+  operands.expect_optional(bias, "bias", DType::f32, {x.cols()});
+  operands.expect_output(y, "y", x.dtype(), x.shape());
+  operands.expect_optional(mean, "mean", DType::f32, {x.rows()});
+  operands.expect_optional(rstd, "rstd", DType::f32, {x.rows()});
+}
+
+void check_norm_backward(std::string_view operation, const Tensor& dy, const Tensor& x, const Tensor& gain,
+                         const Tensor& mean, const Tensor& rstd, const Tensor& dx, const Tensor& dgain,
+                         const Tensor& dbias) {
+  const Operands operands(operation);
+  operands.expect_real_matrix(x, "x");
+  operands.expect(dy, "dy", x.dtype(), x.shape());
+  operands.expect(dx, "dx", x.dtype(), x.shape());
+  operands.expect_contiguous(gain, "gain", DType::f32, {x.cols()});
+  operands.expect_contiguous(dgain, "dgain", DType::f32, {x.cols()});
+  operands.expect_optional(dbias, "dbias", DType::f32, {x.cols()});
+  operands.expect_optional(mean, "mean", DType::f32, {x.rows()});
+  operands.expect_contiguous(rstd, "rstd", DType::f32, {x.rows()});
+}
+
+void check_add(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const Operands operands("add");
+  operands.expect_real_matrix(a, "a");
+  operands.expect(b, "b", a.dtype(), a.shape());
+  operands.expect(out, "out", a.dtype(), a.shape());
+}
+
+void check_activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) {
+  const Operands operands("activation");
+  operands.expect_real_matrix(up, "up");
+  if (kind == Activation::gelu) {
+    operands.expect_absent(gate, "gate");
+  } else {
+    operands.expect(gate, "gate", up.dtype(), up.shape());
+  }
+  operands.expect_output(h, "h", up.dtype(), up.shape());
+}
+
+void check_activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
+                               const Output& dgate, const Output& dup) {
+  const Operands operands("activation_backward");
+  operands.expect_real_matrix(up, "up");
+  operands.expect(dh, "dh", up.dtype(), up.shape());
+  operands.expect_output(dup, "dup", up.dtype(), up.shape());
+  if (kind == Activation::gelu) return;
+  operands.expect(gate, "gate", up.dtype(), up.shape());
+  operands.expect_output(dgate, "dgate", up.dtype(), up.shape());
+}
+
+namespace {
+
+void check_gate_operand(const Operands& operands, const Tensor& o, const Tensor& g) {
+  operands.expect_real_matrix(o, "o");
+  operands.expect_real_matrix(g, "g");
+  require(g.cols() > 0 && o.cols() % g.cols() == 0, "gate: {} gates for {} elements", g.cols(), o.cols());
+  operands.expect(g, "g", o.dtype(), {o.rows(), g.cols()});
+}
+
+}  // namespace
+
+void check_gate(const Tensor& o, const Tensor& g, const Output& y) {
+  const Operands operands("gate");
+  check_gate_operand(operands, o, g);
+  operands.expect_output(y, "y", o.dtype(), o.shape());
+}
+
+void check_gate_backward(const Tensor& dy, const Tensor& o, const Tensor& g, const Tensor& d_o,
+                         const Tensor& dg) {
+  const Operands operands("gate_backward");
+  check_gate_operand(operands, o, g);
+  operands.expect(dy, "dy", o.dtype(), o.shape());
+  operands.expect(d_o, "do", o.dtype(), o.shape());
+  operands.expect(dg, "dg", o.dtype(), g.shape());
+}
+
+void check_transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
+                           const Tensor& out) {
+  const Operands operands("transform_heads");
+  operands.expect_real_matrix(x, "x");
+  check_head_matrix(operands, transform, x, "x", x.dtype(), x.rows());
+  check_head_matrix(operands, transform, out, "out", x.dtype(), x.rows());
+  check_tables(operands, transform, positions, x.rows());
+}
+
+void check_transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
+                                    const Tensor& positions, const Tensor& dx, const Tensor& dgain) {
+  const Operands operands("transform_heads_backward");
+  operands.expect_real_matrix(dout, "dout");
+  check_head_matrix(operands, transform, dout, "dout", dout.dtype(), dout.rows());
+  check_head_matrix(operands, transform, dx, "dx", dout.dtype(), dout.rows());
+  check_tables(operands, transform, positions, dout.rows());
+  if (transform.norm == QkNorm::none) return;
+  check_head_matrix(operands, transform, x, "x", dout.dtype(), dout.rows());
+  operands.expect_contiguous(dgain, "dgain", DType::f32, {transform.head_dim});
+}
+
+void check_attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& first_key, const Tensor& out, const Tensor& lse) {
+  const Operands operands("attention");
+  require(shape.batch >= 0 && shape.query_len >= 0 && shape.key_len >= shape.query_len &&
+              shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && shape.head_dim > 0,
+          "attention: batch {}, {} queries, {} keys, {} heads, {} key/value heads of size {}", shape.batch,
+          shape.query_len, shape.key_len, shape.heads, shape.kv_heads, shape.head_dim);
+  operands.expect_real_matrix(q, "q");
+  const std::int64_t queries = shape.batch * shape.query_len, keys = shape.batch * shape.key_len;
+  operands.expect(q, "q", q.dtype(), {queries, shape.heads * shape.head_dim});
+  operands.expect(k, "k", q.dtype(), {keys, shape.kv_heads * shape.head_dim});
+  operands.expect(v, "v", q.dtype(), {keys, shape.kv_heads * shape.head_dim});
+  operands.expect(out, "out", q.dtype(), {queries, shape.heads * shape.head_dim});
+  operands.expect_optional(first_key, "first_key", DType::i32, {queries});
+  operands.expect_optional(lse, "lse", DType::f32, {queries, shape.heads});
+}
+
+void check_attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q,
+                              const Tensor& k, const Tensor& v, const Tensor& first_key, const Tensor& out,
+                              const Tensor& lse, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
+  check_attention(shape, q, k, v, first_key, out, lse);
+  const Operands operands("attention_backward");
+  operands.expect(lse, "lse", DType::f32, {shape.batch * shape.query_len, shape.heads});
+  operands.expect(dout, "dout", q.dtype(), q.shape());
+  operands.expect(dq, "dq", q.dtype(), q.shape());
+  operands.expect(dk, "dk", q.dtype(), k.shape());
+  operands.expect(dv, "dv", q.dtype(), v.shape());
+}
+
+void check_embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
+                     const Tensor& position_table, const Tensor& out) {
+  const Operands operands("embedding");
+  operands.expect_real_matrix(out, "out");
+  operands.expect_contiguous(tokens, "tokens", DType::i32, {out.rows()});
+  operands.expect_contiguous(table, "table", DType::f32, {table.dim(0), out.cols()});
+  if (!position_table) return;
+  operands.expect_contiguous(positions, "positions", DType::i32, {out.rows()});
+  operands.expect_contiguous(position_table, "position_table", DType::f32,
+                             {position_table.dim(0), out.cols()});
+}
+
+void check_embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,
+                              const Tensor& dtable, const Tensor& dposition_table) {
+  check_embedding(tokens, dtable, positions, dposition_table, dout);
+}
+
+void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
+                         const Output& dlogits) {
+  const Operands operands("cross_entropy");
+  operands.expect_real_matrix(logits, "logits");
+  operands.expect_contiguous(targets, "targets", DType::i32, {logits.rows()});
+  operands.expect_contiguous(losses, "losses", DType::f32, {logits.rows()});
+  if (dlogits.values || dlogits.quantized.defined()) {
+    operands.expect_output(dlogits, "dlogits", logits.dtype(), logits.shape());
+  }
+}
+
+void check_global_norm(std::span<const Tensor> tensors, const Tensor& result) {
+  const Operands operands("global_norm");
+  for (const Tensor& tensor : tensors)
+    operands.expect_contiguous(tensor, "tensor", DType::f32, tensor.shape());
+  operands.expect(result, "result", DType::f32, {1});
+}
+
+void check_adamw(const Tensor& norm, const Tensor& gradient, const Tensor& value, const Tensor& m,
+                 const Tensor& v) {
+  const Operands operands("adamw");
+  operands.expect(norm, "norm", DType::f32, {1});
+  operands.expect_contiguous(value, "value", DType::f32, value.shape());
+  operands.expect_contiguous(gradient, "gradient", DType::f32, value.shape());
+  operands.expect_contiguous(m, "m", DType::f32, value.shape());
+  operands.expect_contiguous(v, "v", DType::f32, value.shape());
+}
+
+void check_update_scales(std::span<const ScaleUpdate> updates) {
+  const Operands operands("update_scales");
+  for (const ScaleUpdate& update : updates) {
+    operands.expect(update.slot.scale, "scale", DType::f32, {1});
+    require(update.slot.amax_history.elements() >= 1, "update_scales: an empty amax history");
+    operands.expect_contiguous(update.slot.amax_history, "amax_history", DType::f32,
+                               update.slot.amax_history.shape());
+  }
+}
+
+}  // namespace quaver

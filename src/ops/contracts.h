@@ -1,0 +1,59 @@
+/// What every operation of backend.h asks of its arguments. Each backend calls these first; a breach is an
+/// Error(usage) that names the operation, the operand, and both shapes or types.
+#pragma once
+
+#include "ops/backend.h"
+
+namespace quaver {
+
+/// out is [m, n]; the contraction has k terms.
+struct GemmSize {
+  std::int64_t m = 0, n = 0, k = 0;
+};
+GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
+                    const Tensor& out);
+
+void check_copy(const Tensor& source, const Tensor& destination);
+void check_fill(const Tensor& destination);
+void check_convert(const Tensor& source, const Tensor& destination);
+void check_cast(const Tensor& x, const Output& output);
+void check_sum_rows(const Tensor& x, const Tensor& sums);
+
+/// mean and bias are absent for RMSNorm; rstd (and mean) may be absent in a forward.
+void check_norm(std::string_view operation, const Tensor& x, const Tensor& gain, const Tensor& bias,
+                const Output& y, const Tensor& mean, const Tensor& rstd);
+void check_norm_backward(std::string_view operation, const Tensor& dy, const Tensor& x, const Tensor& gain,
+                         const Tensor& mean, const Tensor& rstd, const Tensor& dx, const Tensor& dgain,
+                         const Tensor& dbias);
+
+void check_add(const Tensor& a, const Tensor& b, const Tensor& out);
+void check_activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h);
+void check_activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
+                               const Output& dgate, const Output& dup);
+void check_gate(const Tensor& o, const Tensor& g, const Output& y);
+void check_gate_backward(const Tensor& dy, const Tensor& o, const Tensor& g, const Tensor& d_o,
+                         const Tensor& dg);
+
+void check_transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
+                           const Tensor& out);
+void check_transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
+                                    const Tensor& positions, const Tensor& dx, const Tensor& dgain);
+void check_attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& first_key, const Tensor& out, const Tensor& lse);
+void check_attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q,
+                              const Tensor& k, const Tensor& v, const Tensor& first_key, const Tensor& out,
+                              const Tensor& lse, const Tensor& dq, const Tensor& dk, const Tensor& dv);
+
+void check_embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
+                     const Tensor& position_table, const Tensor& out);
+void check_embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,
+                              const Tensor& dtable, const Tensor& dposition_table);
+void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
+                         const Output& dlogits);
+
+void check_global_norm(std::span<const Tensor> tensors, const Tensor& result);
+void check_adamw(const Tensor& norm, const Tensor& gradient, const Tensor& value, const Tensor& m,
+                 const Tensor& v);
+void check_update_scales(std::span<const ScaleUpdate> updates);
+
+}  // namespace quaver

@@ -1,0 +1,59 @@
+#include "ops/host_arena.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace quaver {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+
+/// Small requests share sizes at cache-line steps, large ones at steps of 1/8 of their size, so that nearly
+/// equal shapes share blocks.
+std::size_t rounded(std::size_t bytes) {
+  std::size_t step = kAlignment;
+  while (step * 16 < bytes) step *= 2;
+  return std::max(step, (bytes + step - 1) / step * step);
+}
+
+}  // namespace
+
+HostArena::~HostArena() {
+  for (const auto& [size, blocks] : free_) {
+    for (void* block : blocks) std::free(block);
+  }
+}
+
+std::shared_ptr<Storage> HostArena::allocate(std::size_t bytes) {
+  const std::size_t size = rounded(bytes);
+  void* block = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (auto& blocks = free_[size]; !blocks.empty()) {
+      block = blocks.back();
+      blocks.pop_back();
+    } else {
+      block = std::aligned_alloc(kAlignment, size);
+      if (!block) throw std::bad_alloc();
+      use_.reserved += static_cast<std::int64_t>(size);
+    }
+    use_.in_use += static_cast<std::int64_t>(size);
+    use_.peak = std::max(use_.peak, use_.in_use);
+  }
+  return std::make_shared<Storage>(
+      block, size, Device::host, [arena = shared_from_this(), block, size] { arena->release(block, size); });
+}
+
+void HostArena::release(void* block, std::size_t size) {
+  const std::lock_guard lock(mutex_);
+  free_[size].push_back(block);
+  use_.in_use -= static_cast<std::int64_t>(size);
+}
+
+MemoryUse HostArena::use() const {
+  const std::lock_guard lock(mutex_);
+  return use_;
+}
+
+}  // namespace quaver

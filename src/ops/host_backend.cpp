@@ -1,0 +1,34 @@
+#include "ops/host_backend.h"
+
+#include <cstring>
+
+#include "base/check.h"
+#include "ops/host_arena.h"
+
+namespace quaver {
+
+HostBackend::HostBackend() : arena_(std::make_shared<HostArena>()) {}
+HostBackend::~HostBackend() = default;
+
+Tensor HostBackend::allocate(DType dtype, Shape shape) {
+  const auto bytes = static_cast<std::size_t>(element_count(shape)) * size_of(dtype);
+  return {arena_->allocate(bytes), dtype, std::move(shape)};
+}
+
+void HostBackend::copy_from_host(const void* source, const Tensor& destination) {
+  require(destination.contiguous(), "copy_from_host: the destination must be contiguous");
+  std::memcpy(destination.raw(), source,
+              static_cast<std::size_t>(destination.elements()) * size_of(destination.dtype()));
+}
+
+void HostBackend::copy_to_host(const Tensor& source, void* destination) {
+  require(source.contiguous(), "copy_to_host: the source must be contiguous");
+  std::memcpy(destination, source.raw(),
+              static_cast<std::size_t>(source.elements()) * size_of(source.dtype()));
+}
+
+MemoryUse HostBackend::memory_use() const {
+  return arena_->use();
+}
+
+}  // namespace quaver

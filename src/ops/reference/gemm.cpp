@@ -1,0 +1,84 @@
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "ops/contracts.h"
+#include "ops/reference/elements.h"
+#include "ops/reference/reference_backend.h"
+
+namespace quaver {
+namespace {
+
+/// The elements of an operand as FP32, before scaling. BF16 denormals count as zero of their sign.
+class Elements {
+ public:
+  explicit Elements(const Tensor& tensor) : tensor_(tensor) {
+    if (!is_fp8(tensor.dtype())) return;
+    for (int byte = 0; byte < 256; ++byte)
+      decoded_[byte] = fp8_decode(tensor.dtype(), static_cast<std::uint8_t>(byte));
+  }
+  float operator()(std::int64_t row, std::int64_t col) const {
+    if (is_fp8(tensor_.dtype()))
+      return decoded_[tensor_.data<std::uint8_t>()[row * tensor_.row_stride() + col]];
+    return reference::RealMatrix(tensor_)(row, col);
+  }
+
+ private:
+  Tensor tensor_;
+  std::array<float, 256> decoded_{};
+};
+
+float flush_denormal(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
+
+/// sum of a[k] * b[k], k ascending, one FP32 accumulator.
+template <typename A, typename B>
+float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
+  float sum = 0;
+  if (dtype != DType::bf16) {
+    for (std::int64_t k = 0; k < length; ++k) sum += a(k) * b(k);
+    return sum;
+  }
+  // The product of two BF16 numbers is exact in double, and so is its sum with an FP32 number up to a double
+  // rounding that fma avoids: one rounding to FP32 a step, then the flush.
+  for (std::int64_t k = 0; k < length; ++k) {
+    sum = flush_denormal(std::fma(flush_denormal(a(k)), flush_denormal(b(k)), sum));
+  }
+  return length % 2 == 1 ? sum + 0.0f : sum;
+}
+
+}  // namespace
+
+void ReferenceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
+                            bool accumulate, const Tensor& out) {
+  const GemmSize size = check_gemm(kind, a, b, bias, out);
+  const Elements a_of(a.values), b_of(b.values);
+  const bool scaled = is_fp8(a.dtype());
+  const float scale = scaled ? *a.scale_inv.data<float>() * *b.scale_inv.data<float>() : 1.0f;
+  const reference::RealMatrix result(out);
+  for (std::int64_t m = 0; m < size.m; ++m) {
+    for (std::int64_t n = 0; n < size.n; ++n) {
+      const auto a_at = [&](std::int64_t k) { return kind == Gemm::wgrad ? a_of(k, m) : a_of(m, k); };
+      const auto b_at = [&](std::int64_t k) { return kind == Gemm::fprop ? b_of(n, k) : b_of(k, n); };
+      float value = dot(a.dtype(), size.k, a_at, b_at);
+      if (scaled) value *= scale;
+      if (bias) value += bias.data<float>()[n];
+      if (accumulate) value += result(m, n);
+      result.set(m, n, value);
+    }
+  }
+}
+
+void ReferenceBackend::sum_rows(const Tensor& x, const Tensor& sums) {
+  check_sum_rows(x, sums);
+  const reference::RealMatrix in(x);
+  for (std::int64_t n = 0; n < x.cols(); ++n) {
+    float sum = 0;
+    for (std::int64_t m = 0; m < x.rows(); ++m) sum += in(m, n);
+    sums.data<float>()[n] += sum;
+  }
+}
+
+}  // namespace quaver
