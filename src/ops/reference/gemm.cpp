@@ -33,6 +33,14 @@ float flush_denormal(float x) {
   return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
 }
 
+/// a * b + sum as the BF16 dot-product instructions compute it: rounded once to 24 bits, and zero of its sign when the rounded
+/// result lies below the smallest normal number. Double holds it exactly as far as the rounding to FP32 depends on it.
+float flushed_multiply_add(float a, float b, float sum) {
+  constexpr double kRoundsToNormal = 0x1p-126 - 0x1p-151;
+  const double exact = static_cast<double>(a) * b + sum;
+  return static_cast<float>(std::fabs(exact) < kRoundsToNormal ? std::copysign(0.0, exact) : exact);
+}
+
 /// sum of a[k] * b[k], k ascending, one FP32 accumulator.
 template <typename A, typename B>
 float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
@@ -41,11 +49,7 @@ float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
     for (std::int64_t k = 0; k < length; ++k) sum += a(k) * b(k);
     return sum;
   }
-  // The product of two BF16 numbers is exact in double, and so is its sum with an FP32 number up to a double
-  // rounding that fma avoids: one rounding to FP32 a step, then the flush.
-  for (std::int64_t k = 0; k < length; ++k) {
-    sum = flush_denormal(std::fma(flush_denormal(a(k)), flush_denormal(b(k)), sum));
-  }
+  for (std::int64_t k = 0; k < length; ++k) sum = flushed_multiply_add(flush_denormal(a(k)), flush_denormal(b(k)), sum);
   return length % 2 == 1 ? sum + 0.0f : sum;
 }
 

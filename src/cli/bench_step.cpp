@@ -1,0 +1,69 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/format.h"
+#include "cli/peak.h"
+#include "train/run_folder.h"
+#include "train/step_benchmark.h"
+
+namespace quaver::cli {
+namespace {
+
+RunConfig load(const BenchStepArguments& arguments) {
+  const bool is_run = std::filesystem::is_directory(arguments.config);
+  RunConfig config =
+      load_run_config(is_run ? config_path(arguments.config) : arguments.config, arguments.overrides);
+  if (arguments.micro_batch > 0) config.train.batch = arguments.micro_batch;
+  if (arguments.context > 0) config.model.context = arguments.context;
+  return config;
+}
+
+nlohmann::ordered_json to_json(const StepSpeed& speed) {
+  return {{"step_ms", speed.seconds * 1e3}, {"tokens_per_s", speed.tokens_per_second}, {"mfu", speed.mfu}};
+}
+
+void print_json(const StepBenchmark& result) {
+  const nlohmann::ordered_json json = {{"backend", result.backend},
+                                       {"micro_batch", result.micro_batch},
+                                       {"context", result.length},
+                                       {"steps", result.steps},
+                                       {"flops_per_token", result.flops_per_token},
+                                       {"bf16_peak_flops", result.bf16_peak},
+                                       {"fp8", to_json(result.fp8)},
+                                       {"bf16", to_json(result.bf16)},
+                                       {"fp8_over_bf16", result.ratio}};
+  fmt::print("{}\n", json.dump());
+}
+
+void print_text(const StepBenchmark& result) {
+  const bool has_peak = result.bf16_peak > 0;
+  fmt::print("{} | micro-batch {} x {} | medians of {} steps each, in alternation\n", result.backend,
+             result.micro_batch, result.length, result.steps);
+  if (has_peak) fmt::print("BF16 peak  {}FLOP/s measured\n", with_prefix(result.bf16_peak));
+  const auto print_speed = [&](const char* name, const StepSpeed& speed) {
+    fmt::print("{:<9}  {} tokens/s  {:.1f} ms{}\n", name, with_prefix(speed.tokens_per_second),
+               speed.seconds * 1e3, has_peak ? fmt::format("  MFU {:.1f}%", 100 * speed.mfu) : "");
+  };
+  print_speed("FP8", result.fp8);
+  print_speed("BF16", result.bf16);
+  fmt::print("FP8/BF16   {:.3f} times the speed (median of pairs)\n", result.ratio);
+}
+
+}  // namespace
+
+int bench_step(const BenchStepArguments& arguments) {
+  const RunConfig config = load(arguments);
+  const auto meter =
+      config.backend == "cpu" ? PeakMeter([&] { return measure_peak(config, 0.2); }) : PeakMeter();
+  const StepBenchmark result = benchmark_steps(config, arguments.steps, meter, [&](std::int64_t done) {
+    fmt::print(stderr, "{} of {} pairs of steps{}\n", done, arguments.steps, done == 0 ? " (warmed up)" : "");
+  });
+  arguments.json ? print_json(result) : print_text(result);
+  return 0;
+}
+
+}  // namespace quaver::cli

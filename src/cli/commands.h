@@ -1,0 +1,56 @@
+/// The commands of `quaver`: one file each. Each returns the exit code, prints results to stdout and progress
+/// to stderr.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace quaver::cli {
+
+struct TrainArguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  bool json = false;
+};
+int train(const TrainArguments& arguments);
+
+struct EvalArguments {
+  std::string run;
+  std::vector<std::string> overrides;
+  bool json = false;
+};
+int eval(const EvalArguments& arguments);
+
+struct SampleArguments {
+  std::string run;
+  std::vector<std::string> overrides;
+  std::string prompt;
+  std::int64_t tokens = 200;
+  float temperature = 0.8f;
+  std::int64_t top_k = 0;
+  std::uint64_t seed = 1;
+  bool json = false;
+};
+int sample(const SampleArguments& arguments);
+
+struct InspectArguments {
+  std::string run;
+  bool json = false;
+};
+int inspect(const InspectArguments& arguments);
+
+struct BenchStepArguments {
+  std::string config;  ///< a run file, or a run folder
+  std::vector<std::string> overrides;
+  std::int64_t micro_batch = 0;  ///< 0: train.batch
+  std::int64_t context = 0;      ///< 0: model.context
+  std::int64_t steps = 5;
+  bool json = false;
+};
+int bench_step(const BenchStepArguments& arguments);
+
+/// The exit code of a run that a signal stopped and that saved its model.
+constexpr int kStopped = 75;
+
+}  // namespace quaver::cli

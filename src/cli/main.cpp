@@ -1,0 +1,136 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <functional>
+#include <new>
+
+#include "cli/commands.h"
+#include "quaver/error.h"
+
+namespace quaver::cli {
+namespace {
+
+using Command = std::function<int()>;
+
+constexpr const char* kOverridesHelp = "section.key=value: replaces a value of the run file";
+
+void add_train(CLI::App& app, Command& chosen) {
+  CLI::App* command = app.add_subcommand("train", "Train a model as a run file says");
+  auto arguments = std::make_shared<TrainArguments>();
+  command->add_option("config", arguments->config, "run file")->required()->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return train(*arguments); }; });
+}
+
+void add_eval(CLI::App& app, Command& chosen) {
+  CLI::App* command = app.add_subcommand("eval", "Validation loss of a trained model");
+  auto arguments = std::make_shared<EvalArguments>();
+  command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return eval(*arguments); }; });
+}
+
+void add_sample(CLI::App& app, Command& chosen) {
+  CLI::App* command = app.add_subcommand("sample", "Let a trained model continue a text");
+  auto arguments = std::make_shared<SampleArguments>();
+  command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--prompt", arguments->prompt, "text to continue")->type_name("TEXT");
+  command->add_option("--tokens", arguments->tokens, "most tokens to draw")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--temperature", arguments->temperature, "0: always the likeliest token")
+      ->check(CLI::Range(0.0f, 100.0f))
+      ->capture_default_str()
+      ->type_name("T");
+  command->add_option("--top-k", arguments->top_k, "draw among the K likeliest tokens; 0: among all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("K");
+  command->add_option("--seed", arguments->seed, "of the random numbers")
+      ->capture_default_str()
+      ->type_name("S");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return sample(*arguments); }; });
+}
+
+void add_inspect(CLI::App& app, Command& chosen) {
+  CLI::App* command = app.add_subcommand("inspect", "FP8 state of a trained model, module by module");
+  auto arguments = std::make_shared<InspectArguments>();
+  command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
+}
+
+void add_bench(CLI::App& app, Command& chosen) {
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed")->require_subcommand(1);
+  CLI::App* command = bench->add_subcommand("step", "FP8 against BF16 training steps, in alternation");
+  auto arguments = std::make_shared<BenchStepArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
+      ->check(CLI::PositiveNumber)
+      ->type_name("B");
+  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_option("--steps", arguments->steps, "timed steps of each precision")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_step(*arguments); }; });
+}
+
+int fail_with(int exit_code, const std::string& message) {
+  std::fflush(stdout);
+  fmt::print(stderr, "quaver: error: {}\n", message);
+  return exit_code;
+}
+
+constexpr int kFailure = static_cast<int>(ErrorKind::failure), kUsage = static_cast<int>(ErrorKind::usage);
+
+int run_guarded(const Command& command) {
+  try {
+    const int exit_code = command();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) return fail_with(kFailure, "cannot write to stdout");
+    return exit_code;
+  } catch (const Error& error) {
+    return fail_with(error.exit_code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail_with(kFailure, "out of memory. Hint: a smaller train.batch, model.context or model");
+  } catch (const std::exception& error) {
+    return fail_with(kFailure, error.what());
+  }
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Trains, checks and samples transformer language models in FP8", "quaver");
+  app.require_subcommand(1);
+  Command chosen;
+  add_train(app, chosen);
+  add_eval(app, chosen);
+  add_sample(app, chosen);
+  add_inspect(app, chosen);
+  add_bench(app, chosen);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    return fail_with(kUsage, fmt::format("{}. Hint: quaver --help", error.what()));
+  }
+  return run_guarded(chosen);
+}
+
+}  // namespace
+}  // namespace quaver::cli
+
+int main(int argc, char** argv) {
+  return quaver::cli::run(argc, argv);
+}

@@ -1,0 +1,38 @@
+/// What a training run says on stderr: a live line on a terminal, plain lines elsewhere.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "train/training_run.h"
+
+namespace quaver::cli {
+
+/// "step 120/2000 6.0% | loss 3.2816 | ... | eta 9m12s". `flops_per_second` <= 0 leaves out MFU, a `peak` of
+/// 0 likewise.
+std::string progress_line(const StepReport& report, std::int64_t steps, double flops_per_token, double peak,
+                          double eta_seconds, bool fp8);
+
+class Progress : public TrainingObserver {
+ public:
+  /// `peak`: floating-point operations per second that MFU refers to; 0: unknown.
+  Progress(const RunConfig& config, double peak);
+
+  void started(const RunStart& start) override;
+  void stepped(const StepReport& report) override;
+  /// True once SIGINT or SIGTERM arrived (see catch_signals).
+  bool stop_requested() override;
+
+ private:
+  void show(const std::string& line, bool keep);
+
+  const RunConfig& config_;
+  double peak_, flops_per_token_ = 0;
+  double seconds_per_step_ = 0;  // running mean, for the time left
+  bool terminal_;
+};
+
+/// From now on the first SIGINT or SIGTERM asks for an end; a second one ends the program at once.
+void catch_signals();
+
+}  // namespace quaver::cli

@@ -1,0 +1,69 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/format.h"
+#include "cli/peak.h"
+#include "cli/progress.h"
+
+namespace quaver::cli {
+namespace {
+
+/// "29 of 29 Linear modules, all three GEMMs"
+std::string describe(const Fp8Coverage& fp8) {
+  if (fp8.in_fp8 == 0) return fmt::format("0 of {} Linear modules", fp8.linears);
+  return fmt::format(
+      "{} of {} Linear modules, {}", fp8.in_fp8, fp8.linears,
+      fp8.full == fp8.in_fp8 ? "all three GEMMs" : fmt::format("{} of them in all three GEMMs", fp8.full));
+}
+
+void print_text(const RunConfig& config, const TrainingResult& result) {
+  const auto loss = [](const LossSum& sum) {
+    return fmt::format("{:.4f} nats per token, {:.4f} bits per byte", sum.mean(), sum.bits_per_byte());
+  };
+  fmt::print("train loss       {} (mean of the last {} steps)\n", loss(result.train),
+             std::min<std::int64_t>(kFinalSteps, result.steps));
+  fmt::print("validation loss  {}\n", loss(result.validation));
+  fmt::print("speed            {} tokens/s\n", with_prefix(result.tokens_per_second));
+  fmt::print("FP8              {}\n", describe(result.fp8));
+  fmt::print("peak memory      {} in tensors, {} process\n", bytes(result.arena.peak),
+             bytes(result.process_peak));
+  fmt::print("run folder       {}\n", config.run.dir);
+  if (result.stopped)
+    fmt::print("stopped          by a signal after step {}; the model is saved\n", result.steps);
+}
+
+void print_json(const RunConfig& config, const TrainingResult& result) {
+  const nlohmann::ordered_json json = {{"steps", result.steps},
+                                       {"stopped", result.stopped},
+                                       {"train_loss", result.train.mean()},
+                                       {"train_bpb", result.train.bits_per_byte()},
+                                       {"val_loss", result.validation.mean()},
+                                       {"val_bpb", result.validation.bits_per_byte()},
+                                       {"tokens_per_s", result.tokens_per_second},
+                                       {"linear_modules", result.fp8.linears},
+                                       {"fp8_modules", result.fp8.in_fp8},
+                                       {"fp8_modules_all_gemms", result.fp8.full},
+                                       {"peak_tensor_bytes", result.arena.peak},
+                                       {"peak_process_bytes", result.process_peak},
+                                       {"run", config.run.dir}};
+  fmt::print("{}\n", json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+}  // namespace
+
+int train(const TrainArguments& arguments) {
+  RunConfig config = load_run_config(arguments.config, arguments.overrides);
+  // So that the run folder can be evaluated from any working directory.
+  config.data.path = std::filesystem::absolute(config.data.path).lexically_normal();
+  Progress progress(config, measure_peak(config, 0.2));
+  catch_signals();
+  const TrainingResult result = run_training(config, progress);
+  arguments.json ? print_json(config, result) : print_text(config, result);
+  return result.stopped ? kStopped : 0;
+}
+
+}  // namespace quaver::cli

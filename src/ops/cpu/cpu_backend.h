@@ -1,0 +1,73 @@
+/// The vectorised, threaded CPU backend. One operation per file: ops/cpu/<operation>.cpp checks arguments and
+/// cuts the work, ops/cpu/kernels/<operation>.cpp computes.
+///
+/// Work is cut by shape alone and partial results are combined in a fixed order, and kernels round every
+/// operation by itself: results depend neither on the number of threads nor on the instruction-set level.
+#pragma once
+
+#include "base/threads.h"
+#include "ops/cpu/levels.h"
+#include "ops/host_backend.h"
+
+namespace quaver {
+
+class CpuBackend final : public HostBackend {
+ public:
+  /// `threads` = 0 uses every processor. The level is `cpu::choose_level()`.
+  explicit CpuBackend(int threads);
+
+  std::string_view name() const override { return "cpu"; }
+  std::string describe() const override;
+
+  void copy(const Tensor& source, const Tensor& destination) override;
+  void fill(const Tensor& destination, double value) override;
+  void fill_normal(const Tensor& destination, float mean, float std, std::uint64_t seed,
+                   std::uint64_t stream) override;
+  void convert(const Tensor& source, const Tensor& destination) override;
+  void cast(const Tensor& x, const Output& output) override;
+  void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
+            const Tensor& out) override;
+  void sum_rows(const Tensor& x, const Tensor& sums) override;
+  void rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+                const Tensor& rstd) override;
+  void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
+                         bool accumulate_dx, const Tensor& dx, const Tensor& dgain) override;
+  void layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon, const Output& y,
+                  const Tensor& mean, const Tensor& rstd) override;
+  void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
+                           const Tensor& rstd, bool accumulate_dx, const Tensor& dx, const Tensor& dgain,
+                           const Tensor& dbias) override;
+  void add(const Tensor& a, const Tensor& b, const Tensor& out) override;
+  void activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) override;
+  void activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
+                           const Output& dgate, const Output& dup) override;
+  void gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) override;
+  void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
+                     const Tensor& d_o, const Tensor& dg) override;
+  void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
+                       const Tensor& out) override;
+  void transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
+                                const Tensor& positions, const Tensor& dx, const Tensor& dgain) override;
+  void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                 const Tensor& first_key, const Tensor& out, const Tensor& lse) override;
+  void attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,
+                          const Tensor& v, const Tensor& first_key, const Tensor& out, const Tensor& lse,
+                          const Tensor& dq, const Tensor& dk, const Tensor& dv) override;
+  void embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
+                 const Tensor& position_table, const Tensor& out) override;
+  void embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,
+                          const Tensor& dtable, const Tensor& dposition_table) override;
+  void cross_entropy(const Tensor& logits, const Tensor& targets, float gradient_scale, const Tensor& losses,
+                     const Output& dlogits) override;
+  void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
+  void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
+             const Tensor& value, const Tensor& m, const Tensor& v) override;
+  void update_scales(std::span<const ScaleUpdate> updates) override;
+
+ private:
+  Threads threads_;
+  cpu::Level level_;
+  const cpu::Kernels& kernels_;
+};
+
+}  // namespace quaver

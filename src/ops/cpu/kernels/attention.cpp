@@ -1,0 +1,155 @@
+#include "ops/cpu/kernels/attention.h"
+
+#include "ops/cpu/kernels/attention_blocks.h"
+
+namespace quaver::cpu::QUAVER_CPU_LEVEL {
+namespace {
+
+/// The running state of one block of queries; `maximum` and `weights` are in units of log2.
+template <typename T>
+struct ForwardScratch {
+  ForwardScratch(const BlockSizes& sizes, std::int64_t probability_steps, float* memory) {
+    const ScratchPieces take{memory, size};
+    queries = take(kQueryBlock * sizes.head_steps);
+    scores = take(kQueryBlock * kKeyBlock);
+    probabilities = reinterpret_cast<T*>(take(kQueryBlock * kKeyBlock));
+    packed_probabilities = take(kQueryBlock * probability_steps);
+    out = take(kQueryBlock * sizes.width);
+    maximum = take(kQueryBlock);
+    weights = take(kQueryBlock * kLanes);
+  }
+  std::int64_t size = 0;
+  float *queries, *scores;
+  T* probabilities;
+  float *packed_probabilities, *out;
+  float* maximum;  ///< of the scores seen, per query
+  float* weights;  ///< sums of exponentials, per query and lane
+};
+
+template <typename T>
+std::int64_t forward_scratch(const AttentionSequence& sequence) {
+  const BlockSizes sizes(sequence);
+  return ForwardScratch<T>(sizes, steps_of(sequence.element, kKeyBlock), nullptr).size;
+}
+
+/// One row of scores to probabilities, after which earlier sums of the row are in units of the new maximum.
+template <typename T>
+void softmax_row(const ForwardScratch<T>& scratch, std::int64_t row, KeyRange range, float scale,
+                 std::int64_t width) {
+  float* scores = scratch.scores + row * kKeyBlock;
+  T* probabilities = scratch.probabilities + row * kKeyBlock;
+  if (range.lo == range.hi) return fill_outside(probabilities, range, T{});
+  fill_outside(scores, range, -__builtin_inff());
+  f32x16 x[kKeyVectors];
+  f32x16 block_maximum = f32s(scratch.maximum[row]);
+#pragma GCC unroll 6
+  for (int v = 0; v < kKeyVectors; ++v) {
+    x[v] = load(scores + v * kLanes, Full{}) * scale;
+    block_maximum = max(block_maximum, x[v]);
+  }
+  const float maximum = largest(block_maximum);
+  f32x16 weights = load(scratch.weights + row * kLanes, Full{});
+  if (maximum != scratch.maximum[row]) {
+    const f32x16 shrink = exp2(f32s(scratch.maximum[row] - maximum));
+    weights = weights * shrink;
+    float* out = scratch.out + row * width;
+    for (std::int64_t d = 0; d < width; d += kLanes) store(load(out + d, Full{}) * shrink, out + d, Full{});
+    scratch.maximum[row] = maximum;
+  }
+#pragma GCC unroll 6
+  for (int v = 0; v < kKeyVectors; ++v) {
+    const f32x16 p = exp2(x[v] - maximum);
+    weights += p;
+    store(p, probabilities + v * kLanes, Full{});
+  }
+  store(weights, scratch.weights + row * kLanes, Full{});
+}
+
+template <typename T>
+void store_results(const AttentionSequence& sequence, const AttentionHead& head,
+                   const ForwardScratch<T>& scratch, std::int64_t begin, std::int64_t end,
+                   std::int64_t width) {
+  for (std::int64_t row = 0; row < end - begin; ++row) {
+    const float weight = sum(load(scratch.weights + row * kLanes, Full{}));
+    // A query that sees no key has weight 0; its output is 0.
+    const float factor = weight == 0 ? 0.0f : 1.0f / weight;
+    T* to = row_of<T>(head.out, begin + row);
+    const float* from = scratch.out + row * width;
+    for_vectors(sequence.head_dim,
+                [&](std::int64_t d, auto lanes) { store(load(from + d, lanes) * factor, to + d, lanes); });
+    if (head.lse) {
+      head.lse[(begin + row) * sequence.lse_stride] = scratch.maximum[row] * kLn2 + __builtin_logf(weight);
+    }
+  }
+}
+
+template <typename T>
+void forward(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
+             std::int64_t begin, std::int64_t end, float* memory) {
+  using Math = typename ElementOf<T>::Math;
+  const BlockSizes sizes(sequence);
+  const float* packed_values = packed + sizes.blocks * sizes.key_lanes;
+  const ForwardScratch<T> scratch(sizes, steps_of(sequence.element, kKeyBlock), memory);
+  const std::int64_t rows = end - begin, d = sequence.head_dim;
+  pack_rows(operand(row_of<T>(head.q, begin), head.q.stride, rows, d, true), 0, rows, scratch.queries);
+  for (std::int64_t i = 0; i < kQueryBlock * sizes.width; ++i) scratch.out[i] = 0;
+  for (std::int64_t i = 0; i < kQueryBlock; ++i) scratch.maximum[i] = -__builtin_inff();
+  for (std::int64_t i = 0; i < kQueryBlock * kLanes; ++i) scratch.weights[i] = 0;
+
+  const KeyRange range = visible_keys(sequence, begin, end);
+  for (std::int64_t block = range.lo / kKeyBlock; block * kKeyBlock < range.hi; ++block) {
+    const std::int64_t key = block * kKeyBlock, keys = lower(kKeyBlock, sequence.key_len - key);
+    multiply_block<Math>(scratch.queries, packed + block * sizes.key_lanes, rows, keys, sizes.head_steps,
+                         scratch.scores, kKeyBlock, false);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      softmax_row(scratch, row, within_block(visible_keys(sequence, begin + row), key),
+                  sequence.scale * kLog2E, sizes.width);
+    }
+    pack_rows(operand(scratch.probabilities, kKeyBlock, rows, keys, true), 0, rows,
+              scratch.packed_probabilities);
+    multiply_block<Math>(scratch.packed_probabilities, packed_values + block * sizes.head_lanes, rows, d,
+                         steps_of(sequence.element, keys), scratch.out, sizes.width, true);
+  }
+  store_results(sequence, head, scratch, begin, end, sizes.width);
+}
+
+std::int64_t packed_size(const AttentionSequence& sequence) {
+  const BlockSizes sizes(sequence);
+  return sizes.blocks * (sizes.key_lanes + sizes.head_lanes);
+}
+
+template <typename T>
+void pack_head(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {
+  const BlockSizes sizes(sequence);
+  pack_key_blocks<T>(sequence, k, false, packed);
+  pack_key_blocks<T>(sequence, v, true, packed + sizes.blocks * sizes.key_lanes);
+}
+
+void pack_any(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {
+  if (sequence.element == Element::bf16) return pack_head<Bf16>(sequence, k, v, packed);
+  pack_head<float>(sequence, k, v, packed);
+}
+
+std::int64_t forward_scratch_any(const AttentionSequence& sequence) {
+  return sequence.element == Element::bf16 ? forward_scratch<Bf16>(sequence)
+                                           : forward_scratch<float>(sequence);
+}
+
+void forward_any(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
+                 std::int64_t begin, std::int64_t end, float* scratch) {
+  if (sequence.element == Element::bf16) return forward<Bf16>(sequence, head, packed, begin, end, scratch);
+  forward<float>(sequence, head, packed, begin, end, scratch);
+}
+
+}  // namespace
+
+const AttentionKernels attention_kernels = {
+    .packed_size = packed_size,
+    .pack = pack_any,
+    .forward_scratch = forward_scratch_any,
+    .forward = forward_any,
+    .backward_scratch = attention_backward_scratch,
+    .backward = attention_backward,
+};
+
+}  // namespace quaver::cpu::QUAVER_CPU_LEVEL

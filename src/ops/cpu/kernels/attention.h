@@ -1,0 +1,66 @@
+/// The part of attention that is compiled once per instruction-set level: one block of queries against all
+/// its keys, and the backward pass of one key/value head. Scratch is passed in; sizes are numbers of floats,
+/// memory is 64-byte aligned.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cpu/kernels/gemm.h"
+
+namespace quaver::cpu {
+
+constexpr std::int64_t kQueryBlock = 64;
+constexpr std::int64_t kKeyBlock = 96;
+
+/// A [positions, head_dim] matrix of one head of one sequence: bf16 or f32.
+struct HeadMatrix {
+  void* data = nullptr;
+  std::int64_t stride = 0;
+};
+
+/// What all heads of one sequence share. Query i stands at key position key_len - query_len + i.
+struct AttentionSequence {
+  Element element = Element::f32;
+  std::int64_t query_len = 0, key_len = 0, head_dim = 0;
+  float scale = 0;
+  const std::int32_t* first_key = nullptr;  ///< [query_len] or null
+  std::int64_t lse_stride = 0;              ///< between the queries of one head
+};
+
+struct AttentionHead {
+  HeadMatrix q, out;
+  float* lse = nullptr;  ///< may be null in forward
+};
+
+/// The heads that share a key/value head follow one another: head h of the group starts `head_dim` columns
+/// after head h - 1 (one number later in lse).
+struct AttentionGroupBackward {
+  std::int64_t heads = 0;
+  AttentionHead first;
+  HeadMatrix dout, dq;
+  HeadMatrix k, v, dk, dv;
+};
+
+struct AttentionKernels {
+  /// The packed keys and values of one key/value head.
+  std::int64_t (*packed_size)(const AttentionSequence& sequence);
+  void (*pack)(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed);
+  /// Queries [begin, end), at most kQueryBlock, of one head.
+  std::int64_t (*forward_scratch)(const AttentionSequence& sequence);
+  void (*forward)(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
+                  std::int64_t begin, std::int64_t end, float* scratch);
+  std::int64_t (*backward_scratch)(const AttentionSequence& sequence);
+  void (*backward)(const AttentionSequence& sequence, const AttentionGroupBackward& group, float* scratch);
+};
+
+namespace baseline {
+extern const AttentionKernels attention_kernels;
+}
+namespace avx2 {
+extern const AttentionKernels attention_kernels;
+}
+namespace avx512 {
+extern const AttentionKernels attention_kernels;
+}
+
+}  // namespace quaver::cpu

@@ -1,0 +1,154 @@
+/// What the forward and backward kernels of attention share: packed blocks, the visible keys of a query,
+/// exponentials.
+///
+/// For kernel files only: everything but the backward entry points is in an anonymous namespace of the level.
+#pragma once
+
+#include "ops/cpu/kernels/attention.h"
+#include "ops/cpu/kernels/microkernel.h"
+#include "ops/cpu/kernels/pack.h"
+#include "ops/cpu/kernels/simd.h"
+
+namespace quaver::cpu::QUAVER_CPU_LEVEL {
+
+std::int64_t attention_backward_scratch(const AttentionSequence& sequence);
+void attention_backward(const AttentionSequence& sequence, const AttentionGroupBackward& group,
+                        float* scratch);
+
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.69314718f;
+constexpr int kKeyVectors = kKeyBlock / kLanes;
+static_assert(kKeyBlock % kLanes == 0 && kKeyBlock % kRows == 0 && kQueryBlock % kRows == 0);
+
+template <typename T>
+struct ElementOf;
+template <>
+struct ElementOf<float> {
+  static constexpr Element kElement = Element::f32;
+  using Math = MultiplyAdd;
+};
+template <>
+struct ElementOf<Bf16> {
+  static constexpr Element kElement = Element::bf16;
+  using Math = Fp8Math;  // denormals do not matter here: no level need flush them
+};
+
+/// Numbers of floats of the pieces of scratch, all multiples of 16 so that all stay aligned.
+struct BlockSizes {
+  explicit BlockSizes(const AttentionSequence& sequence)
+      : blocks((sequence.key_len + kKeyBlock - 1) / kKeyBlock),
+        width(round_up(sequence.head_dim, kLanes)),
+        head_steps(steps_of(sequence.element, sequence.head_dim)),
+        key_lanes(kKeyBlock * head_steps),
+        head_lanes(width * steps_of(sequence.element, kKeyBlock)) {}
+  std::int64_t blocks;
+  std::int64_t width;       ///< of a row of head_dim FP32 numbers
+  std::int64_t head_steps;  ///< of a contraction over head_dim
+  std::int64_t key_lanes;   ///< one packed block of keys, contraction over head_dim
+  std::int64_t head_lanes;  ///< one packed block with lanes along head_dim, contraction over keys
+};
+
+/// Hands out consecutive pieces of `memory`, or, if that is null, only adds up their sizes.
+struct ScratchPieces {
+  float* memory;
+  std::int64_t& size;
+  float* operator()(std::int64_t floats) const {
+    float* piece = memory ? memory + size : nullptr;
+    size += floats;
+    return piece;
+  }
+};
+
+/// The keys [lo, hi) that a query sees.
+struct KeyRange {
+  std::int64_t lo, hi;
+};
+
+inline KeyRange visible_keys(const AttentionSequence& sequence, std::int64_t query) {
+  const std::int64_t first = sequence.first_key ? sequence.first_key[query] : 0;
+  return {first > 0 ? first : 0, sequence.key_len - sequence.query_len + query + 1};
+}
+
+/// The union over queries [begin, end).
+inline KeyRange visible_keys(const AttentionSequence& sequence, std::int64_t begin, std::int64_t end) {
+  KeyRange range = visible_keys(sequence, end - 1);
+  for (std::int64_t query = begin; query < end; ++query)
+    range.lo = lower(range.lo, visible_keys(sequence, query).lo);
+  return range;
+}
+
+/// `range` relative to the block that starts at `key`, within [0, kKeyBlock]; empty as {0, 0}.
+inline KeyRange within_block(KeyRange range, std::int64_t key) {
+  const std::int64_t lo = range.lo > key ? range.lo - key : 0, hi = lower(range.hi - key, kKeyBlock);
+  return lo < hi ? KeyRange{lo, hi} : KeyRange{0, 0};
+}
+
+template <typename T>
+void fill_outside(T* row, KeyRange range, T value) {
+  for (std::int64_t i = 0; i < range.lo; ++i) row[i] = value;
+  for (std::int64_t i = range.hi; i < kKeyBlock; ++i) row[i] = value;
+}
+
+template <typename T>
+Operand operand(const T* data, std::int64_t stride, std::int64_t lanes, std::int64_t contraction,
+                bool along) {
+  return {.data = data,
+          .stride = stride,
+          .lanes = lanes,
+          .contraction = contraction,
+          .element = ElementOf<T>::kElement,
+          .along_contraction = along};
+}
+
+template <typename T>
+T* row_of(const HeadMatrix& matrix, std::int64_t row) {
+  return static_cast<T*>(matrix.data) + row * matrix.stride;
+}
+
+/// Packs every block of keys of a [key_len, head_dim] matrix: keys as lanes, or (`across`) as the
+/// contraction.
+template <typename T>
+void pack_key_blocks(const AttentionSequence& sequence, const HeadMatrix& matrix, bool across,
+                     float* packed) {
+  const BlockSizes sizes(sequence);
+  const std::int64_t d = sequence.head_dim;
+  for (std::int64_t block = 0; block < sizes.blocks; ++block) {
+    const std::int64_t key = block * kKeyBlock, keys = lower(kKeyBlock, sequence.key_len - key);
+    const T* data = row_of<T>(matrix, key);
+    if (across) {
+      pack_columns(operand(data, matrix.stride, d, keys, false), 0, d, packed + block * sizes.head_lanes);
+    } else {
+      pack_columns(operand(data, matrix.stride, keys, d, true), 0, keys, packed + block * sizes.key_lanes);
+    }
+  }
+}
+
+[[gnu::always_inline]] inline NativeF32 fused(NativeF32 a, NativeF32 b, NativeF32 c) {
+  Vector sum = c;
+  MultiplyAdd::apply(sum, a, b);
+  return sum;
+}
+
+/// 2^x for x <= 127, relative error below 2e-7; 0 below -126; NaN for a NaN that arithmetic made.
+/// Polynomial of 2^r, |r| <= 1/2: Cephes exp2f (S. Moshier).
+[[gnu::always_inline]] inline f32x16 exp2(f32x16 x) {
+  // 1.5 * 2^23: adding it rounds, and leaves the integer in the low bits.
+  constexpr float kRound = 12582912.0f;
+  const f32x16 shifted = x + kRound;
+  const f32x16 r = x - (shifted - kRound);
+  f32x16 power = for_parts<f32x16>([&](int i) {
+    NativeF32 p = fused(broadcast(1.535336188e-4f), r.part[i], broadcast(1.339887440e-3f));
+    p = fused(p, r.part[i], broadcast(9.618437357e-3f));
+    p = fused(p, r.part[i], broadcast(5.550332471e-2f));
+    p = fused(p, r.part[i], broadcast(2.402264791e-1f));
+    p = fused(p, r.part[i], broadcast(6.931472028e-1f));
+    return fused(p, r.part[i], broadcast(1.0f));
+  });
+  power = float_of_bits(bits_of(power) + (bits_of(shifted) << 23));
+  return select(f32s(-126.0f) > x, f32s(0.0f), power);
+}
+
+}  // namespace
+}  // namespace quaver::cpu::QUAVER_CPU_LEVEL

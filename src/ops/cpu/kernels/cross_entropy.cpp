@@ -1,0 +1,72 @@
+#include "ops/cpu/kernels/cross_entropy.h"
+
+#include "ops/cpu/kernels/quantize.h"
+
+namespace quaver::cpu::QUAVER_CPU_LEVEL {
+namespace {
+
+template <typename T>
+[[gnu::always_inline]] inline float largest_of(const T* x, std::int64_t count) {
+  const f32x16 lowest = f32s(-__builtin_inff());
+  f32x16 best = lowest;
+  // NaN never wins here; it reaches the sum.
+  for_vectors(count, [&](std::int64_t i, auto lanes) {
+    best = max(pad(load(x + i, lanes), lanes, -__builtin_inff()), best);
+  });
+  return largest(best);
+}
+
+template <typename T>
+[[gnu::always_inline]] inline float sum_of_exponentials(const T* x, float shift, std::int64_t count) {
+  f32x16 total = f32s(0.0f);
+  for_vectors(
+      count, [&](std::int64_t i, auto lanes) { total += pad(exp(load(x + i, lanes) - shift), lanes, 0.0f); });
+  return sum(total);
+}
+
+[[gnu::always_inline]] inline i32x16 columns_from(std::int64_t first) {
+  std::int32_t lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::int32_t>(first) + i;
+  return for_parts<i32x16>([&](int p) { return load_native<NativeI32>(lanes + p * kNativeLanes); });
+}
+
+template <typename T>
+[[gnu::flatten]] void loss_rows(Extent extent, const CrossEntropyRows& loss, const ProducerRows& dlogits,
+                                const T* type) {
+  Producer<T> producer(dlogits);
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    const T* x = row_of(loss.logits, row, type);
+    const std::int32_t target = loss.targets[row];
+    float shift = 0.0f, factor = 0.0f;
+    if (target >= 0) {
+      shift = largest_of(x, extent.cols);
+      const float total = sum_of_exponentials(x, shift, extent.cols);
+      factor = 1.0f / total;
+      loss.largest[row] = shift;
+      loss.sum[row] = total;
+    }
+    if (!loss.wants_gradient) continue;
+    i32x16 columns = columns_from(0);
+    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+      f32x16 result = f32s(0.0f);
+      if (target >= 0) {
+        const f32x16 onehot = select(columns == i32s(target), f32s(1.0f), f32s(0.0f));
+        result = loss.gradient_scale * (exp(load(x + col, lanes) - shift) * factor - onehot);
+      }
+      producer.store(row, col, result, lanes);
+      columns += i32s(kLanes);
+    });
+  }
+  producer.finish();
+}
+
+void rows(Real real, Extent extent, const CrossEntropyRows& loss, const ProducerRows& dlogits) {
+  with_type(real, [&](auto* type) { loss_rows(extent, loss, dlogits, type); });
+}
+
+}  // namespace
+
+extern const CrossEntropyKernels cross_entropy_kernels;
+const CrossEntropyKernels cross_entropy_kernels = {.rows = rows};
+
+}  // namespace quaver::cpu::QUAVER_CPU_LEVEL

@@ -1,0 +1,73 @@
+/// The part of a GEMM that is compiled once per instruction-set level: packing and multiplying.
+///
+/// A product is out[m, n] = sum_k a(m, k) b(n, k). Both operands are matrices of *lanes* (rows of `a`,
+/// columns of the output for `b`) by contraction, whatever their layout in memory. Packing widens them
+/// exactly and stores them in the order in which the multiplication reads them, as *units* of 4 bytes:
+/// - an f32 number, one step of the contraction; or
+/// - two bf16 numbers, two steps, the one that comes first in the upper half: the dot-product instruction
+/// multiplies and
+///   adds the upper halves first, so that the sum runs in ascending order (one rounding per product).
+/// Which of the two is the level's choice. An odd BF16 contraction ends with a zero at every level.
+#pragma once
+
+#include <cstdint>
+
+namespace quaver::cpu {
+
+enum class Element : std::uint8_t { f32, bf16, e4m3, e5m2 };
+
+/// Element (lane, k) is data[lane * stride + k] if `along_contraction`, else data[k * stride + lane].
+struct Operand {
+  const void* data = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t lanes = 0, contraction = 0;
+  Element element = Element::f32;
+  bool along_contraction = true;
+};
+
+/// out[m * stride + n] = round(sum * scale + bias[n] + old out), each operation rounded; bias may be null.
+struct GemmOutput {
+  void* data = nullptr;
+  std::int64_t stride = 0;
+  bool is_bf16 = false;
+  bool accumulate = false;
+  float scale = 1;
+  const float* bias = nullptr;
+};
+
+/// A rectangle of the output: the product of packed rows with one packed group of columns.
+struct GemmTile {
+  Element element = Element::f32;  ///< of either operand (FP8: which of the formats does not matter)
+  const float* a = nullptr;        ///< as `pack_rows` wrote it
+  const float* b = nullptr;        ///< as `pack_columns` wrote it
+  std::int64_t rows = 0, columns = 0, contraction = 0;
+  float* sums = nullptr;  ///< scratch of round_up(rows, row_panel) * round_up(columns, vector) numbers
+  GemmOutput out;         ///< data and bias point at the tile's first element
+};
+
+/// Packed sizes: `lanes` rows take round_up(lanes, row_panel) * steps units, a group of columns
+/// round_up(lanes, vector) * steps, with steps = ceil(contraction / step_size(element)). Packed memory is
+/// 64-byte aligned.
+struct GemmKernels {
+  std::int64_t row_panel;  ///< rows of one packed panel
+  std::int64_t vector;     ///< lanes of one vector
+  std::int64_t (*steps)(Element element, std::int64_t contraction);
+  /// Packs lanes [begin, end) in panels of row_panel; `begin` and the packed memory start a panel; missing
+  /// lanes become 0.
+  void (*pack_rows)(const Operand& source, std::int64_t begin, std::int64_t end, float* packed);
+  /// Packs lanes [begin, end) as one group of columns, which a tile then uses as a whole.
+  void (*pack_columns)(const Operand& source, std::int64_t begin, std::int64_t end, float* packed);
+  void (*multiply)(const GemmTile& tile);
+};
+
+namespace baseline {
+extern const GemmKernels gemm_kernels;
+}
+namespace avx2 {
+extern const GemmKernels gemm_kernels;
+}
+namespace avx512 {
+extern const GemmKernels gemm_kernels;
+}
+
+}  // namespace quaver::cpu

@@ -1,0 +1,143 @@
+/// Packing matrices for the multiplication: the units and their order are described in gemm.h.
+///
+/// For kernel files only: everything is in an anonymous namespace of the level.
+#pragma once
+
+#include "ops/cpu/kernels/gemm.h"
+#include "ops/cpu/kernels/microkernel.h"
+#if defined(__AVX512BF16__)
+#include "ops/cpu/kernels/pack_pairs.h"
+#endif
+
+namespace quaver::cpu::QUAVER_CPU_LEVEL {
+namespace {
+
+struct DecodeTable {
+  float value[256];
+};
+
+/// All 256 codes of a format with `mantissa` bits of mantissa; infinities only if there are two mantissa bits
+/// (e5m2).
+constexpr DecodeTable make_decode_table(int mantissa, int bias) {
+  DecodeTable table{};
+  const int exponents = 1 << (7 - mantissa);
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = (code & 127) >> mantissa, fraction = code & ((1 << mantissa) - 1);
+    double magnitude = exponent == 0 ? fraction : fraction + (1 << mantissa);
+    for (int e = exponent == 0 ? 1 : exponent; e < bias + mantissa; ++e) magnitude /= 2;
+    for (int e = bias + mantissa; e < exponent; ++e) magnitude *= 2;
+    if (mantissa == 2 && exponent == exponents - 1)
+      magnitude = fraction == 0 ? __builtin_inf() : __builtin_nan("");
+    if (mantissa == 3 && (code & 127) == 127) magnitude = __builtin_nan("");
+    table.value[code] = static_cast<float>(code < 128 ? magnitude : -magnitude);
+  }
+  return table;
+}
+
+constexpr DecodeTable kE4m3 = make_decode_table(3, 7);
+constexpr DecodeTable kE5m2 = make_decode_table(2, 15);
+
+struct F32Elements {
+  using Type = float;
+  static float load(float x) { return x; }
+};
+struct Bf16Elements {
+  using Type = std::uint16_t;
+  static float load(std::uint16_t x) {
+    return __builtin_bit_cast(float, static_cast<std::uint32_t>(x) << 16);
+  }
+};
+struct E4m3Elements {
+  using Type = std::uint8_t;
+  static float load(std::uint8_t x) { return kE4m3.value[x]; }
+};
+struct E5m2Elements {
+  using Type = std::uint8_t;
+  static float load(std::uint8_t x) { return kE5m2.value[x]; }
+};
+
+constexpr std::int64_t lower(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
+
+/// Units per lane. An odd BF16 contraction ends with a product of zeros, which makes a sum of -0 a +0, at
+/// every level.
+constexpr std::int64_t steps_of(Element element, std::int64_t contraction) {
+  if (element == Element::f32) return contraction;
+  if (Fp8Math::kStepSize == 2) return (contraction + 1) / 2;
+  return element == Element::bf16 ? round_up(contraction, 2) : contraction;
+}
+
+/// Contraction steps packed for all lanes before the next: source lines shared by neighbouring lanes stay in
+/// the cache.
+constexpr std::int64_t kPackSteps = 256;
+
+/// Steps [k, k_end) of lanes [begin, end), interleaved `width` wide, the lanes beyond `end` zero. f32 units.
+template <class Elements>
+void pack_panel(const Operand& source, std::int64_t begin, std::int64_t end, std::int64_t k,
+                std::int64_t k_end, std::int64_t width, float* panel) {
+  const auto* data = static_cast<const typename Elements::Type*>(source.data);
+  const std::int64_t lanes = end - begin;
+  if (source.along_contraction) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      const auto* from = data + (begin + lane) * source.stride;
+      for (std::int64_t i = k; i < k_end; ++i) panel[i * width + lane] = Elements::load(from[i]);
+    }
+  } else {
+    for (std::int64_t i = k; i < k_end; ++i) {
+      const auto* from = data + i * source.stride + begin;
+      for (std::int64_t lane = 0; lane < lanes; ++lane) panel[i * width + lane] = Elements::load(from[lane]);
+    }
+  }
+  for (std::int64_t i = k; lanes < width && i < k_end; ++i) {
+    for (std::int64_t lane = lanes; lane < width; ++lane) panel[i * width + lane] = 0;
+  }
+  if (k_end == source.contraction && steps_of(source.element, k_end) > k_end) {
+    for (std::int64_t lane = 0; lane < width; ++lane) panel[k_end * width + lane] = 0;
+  }
+}
+
+void pack_panel_units(const Operand& source, std::int64_t begin, std::int64_t end, std::int64_t k,
+                      std::int64_t k_end, std::int64_t width, float* panel) {
+  switch (source.element) {
+    case Element::f32:
+      return pack_panel<F32Elements>(source, begin, end, k, k_end, width, panel);
+    case Element::bf16:
+      return pack_panel<Bf16Elements>(source, begin, end, k, k_end, width, panel);
+    case Element::e4m3:
+      return pack_panel<E4m3Elements>(source, begin, end, k, k_end, width, panel);
+    case Element::e5m2:
+      return pack_panel<E5m2Elements>(source, begin, end, k, k_end, width, panel);
+  }
+}
+
+void pack_rows(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+#if defined(__AVX512BF16__)
+  if (source.element != Element::f32) return pack_row_pairs(source, begin, end, packed);
+#endif
+  const std::int64_t steps = steps_of(source.element, source.contraction);
+  for (std::int64_t k = 0; k < source.contraction; k += kPackSteps) {
+    const std::int64_t k_end = lower(source.contraction, k + kPackSteps);
+    for (std::int64_t lane = begin; lane < end; lane += kRows) {
+      pack_panel_units(source, lane, lower(end, lane + kRows), k, k_end, kRows,
+                       packed + (lane - begin) * steps);
+    }
+  }
+}
+
+void pack_columns(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+#if defined(__AVX512BF16__)
+  if (source.element != Element::f32) return pack_column_pairs(source, begin, end, packed);
+#endif
+  const std::int64_t steps = steps_of(source.element, source.contraction);
+  for (std::int64_t k = 0; k < source.contraction; k += kPackSteps) {
+    const std::int64_t k_end = lower(source.contraction, k + kPackSteps);
+    for_column_panels(end - begin, [&](std::int64_t column, int vectors) {
+      const std::int64_t width = vectors * kVector, lane = begin + column;
+      pack_panel_units(source, lane, lower(end, lane + width), k, k_end, width, packed + column * steps);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace quaver::cpu::QUAVER_CPU_LEVEL

@@ -1,0 +1,158 @@
+#include "ops/cpu/kernels/pointwise.h"
+
+#include "ops/cpu/kernels/curves.h"
+#include "ops/cpu/kernels/quantize.h"
+
+namespace quaver::cpu::QUAVER_CPU_LEVEL {
+namespace {
+
+template <typename T>
+[[gnu::flatten]] void add_rows(Extent extent, ConstRows a, ConstRows b, Rows out, const T* type) {
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    const T* left = row_of(a, row, type);
+    const T* right = row_of(b, row, type);
+    T* to = row_of(out, row, type);
+    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+      store(load(left + col, lanes) + load(right + col, lanes), to + col, lanes);
+    });
+  }
+}
+
+void add(Real real, Extent extent, ConstRows a, ConstRows b, Rows out) {
+  with_type(real, [&](auto* type) { add_rows(extent, a, b, out, type); });
+}
+
+template <typename From, typename To>
+[[gnu::flatten]] void convert_elements(const From* source, To* destination, std::int64_t count) {
+  for_vectors(count,
+              [&](std::int64_t i, auto lanes) { store(load(source + i, lanes), destination + i, lanes); });
+}
+
+void convert(Real from, const void* source, Real to, void* destination, std::int64_t count) {
+  with_type(from, [&]<typename From>(From*) {
+    with_type(to, [&]<typename To>(To*) {
+      convert_elements(static_cast<const From*>(source), static_cast<To*>(destination), count);
+    });
+  });
+}
+
+template <Curve curve, typename T>
+[[gnu::flatten]] void gated_rows(Extent extent, ConstRows g, ConstRows u, const ProducerRows& out,
+                                 const T* type) {
+  Producer<T> producer(out);
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    const T* g_row = row_of(g, row, type);
+    const T* u_row = row_of(u, row, type);
+    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+      f32x16 result = evaluate<curve>(load(g_row + col, lanes)).value;
+      if (u.data != nullptr) result = result * load(u_row + col, lanes);
+      producer.store(row, col, result, lanes);
+    });
+  }
+  producer.finish();
+}
+
+void gated(Curve curve, Real real, Extent extent, ConstRows g, ConstRows u, const ProducerRows& out) {
+  with_curve(curve, [&](auto c) {
+    with_type(real, [&](auto* type) { gated_rows<c.value>(extent, g, u, out, type); });
+  });
+}
+
+template <Curve curve, typename T>
+[[gnu::flatten]] void gated_backward_rows(Extent extent, ConstRows d, ConstRows g, ConstRows u,
+                                          const ProducerRows& dg, const ProducerRows& du, const T* type) {
+  Producer<T> dg_producer(dg);
+  Producer<T> du_producer(du);
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    const T* d_row = row_of(d, row, type);
+    const T* g_row = row_of(g, row, type);
+    const T* u_row = row_of(u, row, type);
+    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+      const f32x16 gradient = load(d_row + col, lanes);
+      const ValueAndSlope at = evaluate<curve>(load(g_row + col, lanes));
+      f32x16 to_slope = gradient;
+      if (u.data != nullptr) {
+        to_slope = gradient * load(u_row + col, lanes);
+        du_producer.store(row, col, gradient * at.value, lanes);
+      }
+      dg_producer.store(row, col, to_slope * at.slope, lanes);
+    });
+  }
+  dg_producer.finish();
+  du_producer.finish();
+}
+
+void gated_backward(Curve curve, Real real, Extent extent, ConstRows d, ConstRows g, ConstRows u,
+                    const ProducerRows& dg, const ProducerRows& du) {
+  with_curve(curve, [&](auto c) {
+    with_type(real, [&](auto* type) { gated_backward_rows<c.value>(extent, d, g, u, dg, du, type); });
+  });
+}
+
+template <Curve curve, typename T>
+[[gnu::flatten]] void grouped_rows(Extent extent, std::int64_t group, ConstRows g, ConstRows u,
+                                   const ProducerRows& out, const T* type) {
+  Producer<T> producer(out);
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    const T* g_row = row_of(g, row, type);
+    const T* u_row = row_of(u, row, type);
+    for (std::int64_t head = 0; head < extent.cols; ++head) {
+      const f32x16 factor = evaluate<curve>(f32s(to_f32(g_row[head]))).value;
+      for_vectors(group, [&](std::int64_t i, auto lanes) {
+        const std::int64_t col = head * group + i;
+        producer.store(row, col, factor * load(u_row + col, lanes), lanes);
+      });
+    }
+  }
+  producer.finish();
+}
+
+void grouped(Curve curve, Real real, Extent extent, std::int64_t group, ConstRows g, ConstRows u,
+             const ProducerRows& out) {
+  with_curve(curve, [&](auto c) {
+    with_type(real, [&](auto* type) { grouped_rows<c.value>(extent, group, g, u, out, type); });
+  });
+}
+
+template <Curve curve, typename T>
+[[gnu::flatten]] void grouped_backward_rows(Extent extent, std::int64_t group, ConstRows d, ConstRows g,
+                                            ConstRows u, Rows dg, Rows du, const T* type) {
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    for (std::int64_t head = 0; head < extent.cols; ++head) {
+      const std::int64_t begin = head * group;
+      const T* d_row = row_of(d, row, type) + begin;
+      const T* u_row = row_of(u, row, type) + begin;
+      T* du_row = row_of(du, row, type) + begin;
+      const ValueAndSlope at = evaluate<curve>(f32s(to_f32(row_of(g, row, type)[head])));
+      f32x16 products = f32s(0.0f);
+      for_vectors(group, [&](std::int64_t i, auto lanes) {
+        const f32x16 gradient = load(d_row + i, lanes);
+        products += gradient * load(u_row + i, lanes);
+        store(gradient * at.value, du_row + i, lanes);
+      });
+      store(f32s(sum(products)) * at.slope, row_of(dg, row, type) + head, Tail{1});
+    }
+  }
+}
+
+void grouped_backward(Curve curve, Real real, Extent extent, std::int64_t group, ConstRows d, ConstRows g,
+                      ConstRows u, Rows dg, Rows du) {
+  with_curve(curve, [&](auto c) {
+    with_type(real,
+              [&](auto* type) { grouped_backward_rows<c.value>(extent, group, d, g, u, dg, du, type); });
+  });
+}
+
+}  // namespace
+
+extern const PointwiseKernels pointwise_kernels;
+const PointwiseKernels pointwise_kernels = {
+    .add = add,
+    .convert = convert,
+    .gated = gated,
+    .gated_backward = gated_backward,
+    .grouped = grouped,
+    .grouped_backward = grouped_backward,
+};
+
+}  // namespace quaver::cpu::QUAVER_CPU_LEVEL

@@ -1,0 +1,110 @@
+/// The store of every producer of FP8: rounds a vector of FP32 results to the call's real type, stores it if
+/// wanted, and encodes it to FP8 while taking amax and counts. For kernel files only.
+#pragma once
+
+#include "ops/cpu/kernels/rows.h"
+#include "ops/cpu/kernels/simd.h"
+
+namespace quaver::cpu::QUAVER_CPU_LEVEL {
+namespace {
+
+/// Calls f with a null pointer of the memory type that `real` names.
+template <typename F>
+[[gnu::always_inline]] inline void with_type(Real real, F f) {
+  if (real == Real::bf16) {
+    f(static_cast<Bf16*>(nullptr));
+  } else {
+    f(static_cast<float*>(nullptr));
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline const T* row_of(const ConstRows& rows, std::int64_t row, const T*) {
+  return static_cast<const T*>(rows.data) + row * rows.stride;
+}
+template <typename T>
+[[gnu::always_inline]] inline T* row_of(const Rows& rows, std::int64_t row, const T*) {
+  return static_cast<T*>(rows.data) + row * rows.stride;
+}
+
+constexpr std::int32_t kAbsMask = 0x7FFFFFFF;
+constexpr std::int32_t kInfBits = 0x7F800000;
+
+/// Encodes vectors to one FP8 format. Adding 2^(e + 23 - mantissa bits) to |y| of exponent e leaves |y| as a
+/// multiple of FP8's last place in the low bits of the sum: the addition rounds, to nearest and ties to even.
+/// Integers are compared as signed numbers, which SSE2 and AVX2 can.
+struct Fp8Encoder {
+  f32x16 scale;
+  i32x16 max_bits;      // of the largest finite value
+  i32x16 min_exponent;  // bits of the smallest normal
+  i32x16 code_offset;   // code of the smallest normal less one step of the exponent
+  int mantissa_bits;
+
+  explicit Fp8Encoder(bool e5m2, float scale_value)
+      : scale(f32s(scale_value)),
+        max_bits(i32s(e5m2 ? 0x47600000 : 0x43E00000)),
+        min_exponent(i32s((e5m2 ? 113 : 121) << 23)),
+        code_offset(i32s(e5m2 ? 113 << 2 : 121 << 3)),
+        mantissa_bits(e5m2 ? 2 : 3) {}
+
+  /// The code in the low 8 bits of every lane, given the bits of y = x * scale and of |y|.
+  [[gnu::always_inline]] i32x16 encode(i32x16 y, i32x16 magnitude) const {
+    const i32x16 clamped = min(magnitude, max_bits);
+    const i32x16 exponent = max(clamped & i32s(kInfBits), min_exponent);
+    const i32x16 magic = exponent + i32s((23 - mantissa_bits) << 23);
+    const i32x16 steps = bits_of(float_of_bits(clamped) + float_of_bits(magic)) - magic;
+    const i32x16 code = steps + ((exponent >> (23 - mantissa_bits)) - code_offset);
+    const i32x16 signed_code = code | ((y >> 24) & i32s(0x80));
+    return select(magnitude > i32s(kInfBits), i32s(0x7F), signed_code);
+  }
+};
+
+template <typename T>
+class Producer {
+ public:
+  explicit Producer(const ProducerRows& out) : out_(out), encoder_(out.e5m2, out.scale) {}
+
+  template <typename Lanes>
+  [[gnu::always_inline]] void store(std::int64_t row, std::int64_t col, f32x16 result, Lanes lanes) {
+    if (out_.values != nullptr) {
+      T* values = static_cast<T*>(out_.values) + row * out_.values_stride;
+      QUAVER_CPU_LEVEL::store(result, values + col, lanes);
+    }
+    if (out_.bytes != nullptr) {
+      // Padding counts as zeros: no amax, no underflow.
+      const f32x16 x = pad(rounded_to(result, static_cast<T*>(nullptr)), lanes, 0.0f);
+      QUAVER_CPU_LEVEL::store(encode(x), out_.bytes + row * out_.bytes_stride + col, lanes);
+    }
+  }
+
+  /// Hands over what was counted.
+  void finish() {
+    if (out_.bytes == nullptr) return;
+    out_.counts->amax_bits = largest(amax_);
+    out_.counts->saturated = -sum(saturated_);
+    out_.counts->underflowed = -sum(underflowed_);
+    out_.counts->nan = -sum(nan_);
+  }
+
+ private:
+  [[gnu::always_inline]] i32x16 encode(f32x16 x) {
+    const i32x16 x_magnitude = bits_of(x) & i32s(kAbsMask);
+    const i32x16 y = bits_of(x * encoder_.scale);
+    const i32x16 y_magnitude = y & i32s(kAbsMask);
+    const i32x16 code = encoder_.encode(y, y_magnitude);
+    const i32x16 x_nan = x_magnitude > i32s(kInfBits);
+    // Masks are -1 where true: the counts run downwards.
+    nan_ += x_nan;
+    amax_ = max(amax_, select(x_nan, i32s(0), x_magnitude));
+    saturated_ += (y_magnitude > encoder_.max_bits) & (i32s(kInfBits + 1) > y_magnitude);
+    underflowed_ += (x_magnitude > i32s(0)) & ((code & i32s(0x7F)) == i32s(0));
+    return code;
+  }
+
+  const ProducerRows out_;
+  const Fp8Encoder encoder_;
+  i32x16 amax_ = i32s(0), saturated_ = i32s(0), underflowed_ = i32s(0), nan_ = i32s(0);
+};
+
+}  // namespace
+}  // namespace quaver::cpu::QUAVER_CPU_LEVEL

@@ -1,0 +1,86 @@
+#include "ops/cpu/levels.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "base/check.h"
+
+namespace quaver::cpu {
+namespace baseline {
+extern const Kernels kernels;
+}
+#ifdef QUAVER_X86_LEVELS
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+#ifdef QUAVER_X86_LEVELS
+// __builtin_cpu_supports asks the operating system (XGETBV) too for everything that needs wider registers.
+bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+
+bool runs_avx512() {
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+std::string names_of(const std::vector<Level>& levels) {
+  std::string names;
+  for (Level level : levels) names += (names.empty() ? "" : ", ") + std::string(name_of(level));
+  return names;
+}
+
+}  // namespace
+
+std::string_view name_of(Level level) {
+  switch (level) {
+    case Level::baseline:
+      return "baseline";
+    case Level::avx2:
+      return "avx2";
+    case Level::avx512:
+      return "avx512";
+  }
+  fail(ErrorKind::usage, "cpu level {} does not exist", static_cast<int>(level));
+}
+
+std::vector<Level> supported_levels() {
+  std::vector<Level> levels{Level::baseline};
+#ifdef QUAVER_X86_LEVELS
+  if (runs_avx2()) levels.push_back(Level::avx2);
+  if (runs_avx512()) levels.push_back(Level::avx512);
+#endif
+  return levels;
+}
+
+Level choose_level() {
+  const std::vector<Level> levels = supported_levels();
+  const char* wanted = std::getenv("QUAVER_ISA");
+  if (wanted == nullptr || *wanted == '\0') return levels.back();
+  for (Level level : levels) {
+    if (name_of(level) == wanted) return level;
+  }
+  fail(ErrorKind::usage, "QUAVER_ISA is '{}', but this build on this processor supports: {}", wanted,
+       names_of(levels));
+}
+
+const Kernels& kernels_of(Level level) {
+#ifdef QUAVER_X86_LEVELS
+  if (level == Level::avx2) return avx2::kernels;
+  if (level == Level::avx512) return avx512::kernels;
+#endif
+  require(level == Level::baseline, "cpu level {} is not part of this build", name_of(level));
+  return baseline::kernels;
+}
+
+}  // namespace quaver::cpu

@@ -1,0 +1,53 @@
+/// Instruction-set levels of the CPU backend: every kernel is compiled once per level, and one level is
+/// chosen at run time.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+namespace quaver::cpu {
+
+struct AdamWKernels;
+struct AttentionKernels;
+struct CastKernels;
+struct CrossEntropyKernels;
+struct EmbeddingKernels;
+struct GemmKernels;
+struct HeadKernels;
+struct NormKernels;
+struct PeakKernels;
+struct PointwiseKernels;
+struct ReductionKernels;
+
+/// All kernels of one level. Each table is declared in kernels/<its concept>.h.
+struct Kernels {
+  const AdamWKernels* adamw;
+  const AttentionKernels* attention;
+  const CastKernels* cast;
+  const CrossEntropyKernels* cross_entropy;
+  const EmbeddingKernels* embedding;
+  const GemmKernels* gemm;
+  const HeadKernels* heads;
+  const NormKernels* norms;
+  const PeakKernels* peak;
+  const PointwiseKernels* pointwise;
+  const ReductionKernels* reductions;
+};
+
+/// baseline: what the compiler assumes anyway (x86-64: SSE2). avx2: x86-64-v3. avx512: x86-64-v4 with BF16
+/// and VBMI.
+enum class Level { baseline, avx2, avx512 };
+
+std::string_view name_of(Level level);
+
+/// The levels of this build that this processor and operating system can run, ascending; never empty.
+std::vector<Level> supported_levels();
+
+/// The highest supported level, or the one named by the environment variable QUAVER_ISA. Throws Error(usage)
+/// when that names no supported level.
+Level choose_level();
+
+/// `level` must be one that this build has.
+const Kernels& kernels_of(Level level);
+
+}  // namespace quaver::cpu

@@ -1,0 +1,30 @@
+/// What FP8 did in a model: counts of its casts, and how many modules it covered.
+#pragma once
+
+#include <cstdint>
+
+#include "quaver/backend.h"
+#include "quaver/module.h"
+
+namespace quaver {
+
+/// Elements cast to FP8, summed over all slots of a model.
+struct CastCounts {
+  std::int64_t cast = 0, saturated = 0, underflowed = 0, nan = 0;
+
+  friend CastCounts operator-(const CastCounts& a, const CastCounts& b);
+  friend bool operator==(const CastCounts&, const CastCounts&) = default;
+};
+
+/// The running totals of all slots.
+CastCounts count_casts(Backend& backend, Module& module);
+
+/// How many Linears ran in FP8.
+struct Fp8Coverage {
+  std::int64_t linears = 0;  ///< all
+  std::int64_t in_fp8 = 0;   ///< whose fprop ran in FP8
+  std::int64_t full = 0;     ///< whose fprop, dgrad and wgrad ran in FP8 every time
+};
+Fp8Coverage fp8_coverage(Module& module);
+
+}  // namespace quaver

@@ -1,0 +1,91 @@
+#include "train/fp8_state.h"
+
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "ops/backend.h"
+
+namespace quaver {
+namespace {
+
+std::optional<SlotState> capture(Backend& backend, const std::shared_ptr<ScalingSlot>& slot) {
+  if (!slot) return std::nullopt;
+  return SlotState{download(backend, slot->scale).front(), download(backend, slot->amax_history)};
+}
+
+void restore(Backend& backend, const std::optional<SlotState>& state, const ScalingSlot& slot,
+             const std::string& name) {
+  if (!state) return;
+  if (static_cast<std::int64_t>(state->amax_history.size()) != slot.amax_history.elements()) {
+    fail(ErrorKind::data, "{}: an amax history of {} entries under a recipe of {}", name,
+         state->amax_history.size(), slot.amax_history.elements());
+  }
+  backend.copy_from_host(&state->scale, slot.scale);
+  backend.copy_from_host(state->amax_history.data(), slot.amax_history);
+}
+
+class Capture : public ModuleVisitor {
+ public:
+  explicit Capture(Backend& backend) : backend_(backend) {}
+
+  void linear(const std::string& name, Linear& linear) override {
+    const Fp8State& fp8 = linear.fp8();
+    LinearState state{name, fp8.recipe, fp8.gemms, fp8.owns_input, {}, {}, {}};
+    if (fp8.owns_input) state.input = capture(backend_, fp8.input);
+    state.weight = capture(backend_, fp8.weight);
+    state.grad_output = capture(backend_, fp8.grad_output);
+    states.push_back(std::move(state));
+  }
+
+  std::vector<LinearState> states;
+
+ private:
+  Backend& backend_;
+};
+
+class Restore : public ModuleVisitor {
+ public:
+  Restore(Backend& backend, const std::vector<LinearState>& states) : backend_(backend), states_(states) {}
+
+  void linear(const std::string& name, Linear& linear) override {
+    if (next_ == states_.size() || states_[next_].name != name) {
+      fail(ErrorKind::data, "FP8 state: expected the state of {}, found {}", name,
+           next_ == states_.size() ? "the end" : states_[next_].name);
+    }
+    const LinearState& state = states_[next_++];
+    linear.fp8().gemms = state.gemms;
+    if (!state.recipe) return;
+    linear.prepare_fp8(*state.recipe);
+    restore(backend_, state.input, *linear.fp8().input, name + ".input");
+    restore(backend_, state.weight, *linear.fp8().weight, name + ".weight");
+    restore(backend_, state.grad_output, *linear.fp8().grad_output, name + ".grad_output");
+  }
+
+  void require_all_used() const {
+    if (next_ < states_.size()) {
+      fail(ErrorKind::data, "FP8 state: {} is not a module of this model", states_[next_].name);
+    }
+  }
+
+ private:
+  Backend& backend_;
+  const std::vector<LinearState>& states_;
+  std::size_t next_ = 0;
+};
+
+}  // namespace
+
+std::vector<LinearState> capture_fp8_state(Backend& backend, Module& module) {
+  Capture visitor(backend);
+  module.visit("", visitor);
+  return std::move(visitor.states);
+}
+
+void restore_fp8_state(Backend& backend, Module& module, const std::vector<LinearState>& states) {
+  Restore visitor(backend, states);
+  module.visit("", visitor);
+  visitor.require_all_used();
+}
+
+}  // namespace quaver

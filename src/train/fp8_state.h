@@ -1,0 +1,41 @@
+/// The FP8 state of a model as data: captured from its Linears, put back, and stored as safetensors.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "formats/safetensors.h"
+#include "quaver/linear.h"
+
+namespace quaver {
+
+struct SlotState {
+  float scale = 1;
+  std::vector<float> amax_history;
+  friend bool operator==(const SlotState&, const SlotState&) = default;
+};
+
+/// The state of one Linear. Slots exist in modules that ran under a recipe.
+struct LinearState {
+  std::string name;
+  std::optional<Recipe> recipe;
+  std::array<GemmRecord, 3> gemms;  ///< fprop, dgrad, wgrad
+  bool owns_input = true;           ///< false: the input slot is that of a sibling, and absent here
+  std::optional<SlotState> input, weight, grad_output;
+};
+
+std::vector<LinearState> capture_fp8_state(Backend& backend, Module& module);
+
+/// Sets slots and GEMM records of the Linears of `module`. Throws Error(data) unless the names are the same.
+void restore_fp8_state(Backend& backend, Module& module, const std::vector<LinearState>& states);
+
+/// Slots as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L]; everything else as JSON under the
+/// metadata key "linears".
+Safetensors to_safetensors(const std::vector<LinearState>& states);
+
+/// Throws Error(data), naming `source`, when the content is not what `to_safetensors` writes.
+std::vector<LinearState> fp8_state_from(const Safetensors& file, const std::string& source);
+
+}  // namespace quaver

@@ -1,0 +1,144 @@
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/check.h"
+#include "train/fp8_state.h"
+
+namespace quaver {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::array<const char*, 3> kGemmNames = {"fprop", "dgrad", "wgrad"};
+constexpr std::array<std::pair<const char*, std::optional<SlotState> LinearState::*>, 3> kSlots = {{
+    {"input", &LinearState::input},
+    {"weight", &LinearState::weight},
+    {"grad_output", &LinearState::grad_output},
+}};
+
+/// The value of `all` whose name is `name`.
+template <typename E, std::size_t N>
+E named(const std::array<E, N>& all, const std::string& name) {
+  for (const E value : all) {
+    if (name_of(value) == name) return value;
+  }
+  fail(ErrorKind::data, "unknown name \"{}\"", name);
+}
+
+constexpr std::array kDTypes = {DType::f32, DType::bf16, DType::e4m3, DType::e5m2,
+                                DType::i32, DType::i64,  DType::u8};
+constexpr std::array kFormats = {Fp8Format::hybrid, Fp8Format::e4m3};
+constexpr std::array kAlgos = {AmaxCompute::max, AmaxCompute::most_recent};
+
+ordered_json recipe_to_json(const Recipe& recipe) {
+  const auto& delayed = std::get<DelayedScaling>(recipe);
+  return {{"kind", "delayed"},
+          {"margin", delayed.margin},
+          {"fp8_format", name_of(delayed.fp8_format)},
+          {"amax_history_len", delayed.amax_history_len},
+          {"amax_compute_algo", name_of(delayed.amax_compute_algo)},
+          {"reduce_amax", delayed.reduce_amax}};
+}
+
+Recipe recipe_from_json(const ordered_json& json) {
+  if (json.at("kind") != "delayed") fail(ErrorKind::data, "unknown recipe {}", json.at("kind").dump());
+  DelayedScaling recipe;
+  recipe.margin = json.at("margin").get<int>();
+  recipe.fp8_format = named(kFormats, json.at("fp8_format").get<std::string>());
+  recipe.amax_history_len = json.at("amax_history_len").get<int>();
+  recipe.amax_compute_algo = named(kAlgos, json.at("amax_compute_algo").get<std::string>());
+  recipe.reduce_amax = json.at("reduce_amax").get<bool>();
+  return recipe;
+}
+
+ordered_json gemm_to_json(const GemmRecord& gemm) {
+  return {{"a", name_of(gemm.a)},
+          {"b", name_of(gemm.b)},
+          {"out", name_of(gemm.out)},
+          {"fp8_runs", gemm.fp8_runs},
+          {"other_runs", gemm.other_runs}};
+}
+
+GemmRecord gemm_from_json(const ordered_json& json) {
+  const auto type = [&](const char* key) { return named(kDTypes, json.at(key).get<std::string>()); };
+  return {type("a"), type("b"), type("out"), json.at("fp8_runs").get<std::int64_t>(),
+          json.at("other_runs").get<std::int64_t>()};
+}
+
+ordered_json linear_to_json(const LinearState& state) {
+  ordered_json json = {{"name", state.name}, {"owns_input", state.owns_input}};
+  if (state.recipe) json["recipe"] = recipe_to_json(*state.recipe);
+  for (std::size_t i = 0; i < kGemmNames.size(); ++i) json[kGemmNames[i]] = gemm_to_json(state.gemms[i]);
+  return json;
+}
+
+LinearState linear_from_json(const ordered_json& json) {
+  LinearState state;
+  state.name = json.at("name").get<std::string>();
+  state.owns_input = json.at("owns_input").get<bool>();
+  if (json.contains("recipe")) state.recipe = recipe_from_json(json.at("recipe"));
+  for (std::size_t i = 0; i < kGemmNames.size(); ++i) state.gemms[i] = gemm_from_json(json.at(kGemmNames[i]));
+  return state;
+}
+
+NamedArray array_of(const std::string& name, std::span<const float> values) {
+  NamedArray array{name, DType::f32, {static_cast<std::int64_t>(values.size())}, {}};
+  const auto bytes = std::as_bytes(values);
+  array.bytes.assign(bytes.begin(), bytes.end());
+  return array;
+}
+
+std::vector<float> values_of(const Safetensors& file, const std::string& name) {
+  const NamedArray* array = file.find(name);
+  if (!array || array->dtype != DType::f32 || array->shape.size() != 1 || array->bytes.empty()) {
+    fail(ErrorKind::data, "expected {} as a vector of f32", name);
+  }
+  std::vector<float> values(array->bytes.size() / sizeof(float));
+  std::memcpy(values.data(), array->bytes.data(), array->bytes.size());
+  return values;
+}
+
+void read_slots(const Safetensors& file, LinearState& state) {
+  for (const auto& [slot_name, member] : kSlots) {
+    if (!state.recipe || (member == &LinearState::input && !state.owns_input)) continue;
+    const std::string prefix = state.name + "." + slot_name;
+    state.*member =
+        SlotState{values_of(file, prefix + ".scale").front(), values_of(file, prefix + ".amax_history")};
+  }
+}
+
+}  // namespace
+
+Safetensors to_safetensors(const std::vector<LinearState>& states) {
+  Safetensors file;
+  ordered_json linears = ordered_json::array();
+  for (const LinearState& state : states) {
+    linears.push_back(linear_to_json(state));
+    for (const auto& [slot_name, member] : kSlots) {
+      const auto& slot = state.*member;
+      if (!slot) continue;
+      const std::string prefix = state.name + "." + slot_name;
+      file.arrays.push_back(array_of(prefix + ".scale", std::span(&slot->scale, 1)));
+      file.arrays.push_back(array_of(prefix + ".amax_history", slot->amax_history));
+    }
+  }
+  file.metadata["linears"] = linears.dump();
+  return file;
+}
+
+std::vector<LinearState> fp8_state_from(const Safetensors& file, const std::string& source) {
+  try {
+    std::vector<LinearState> states;
+    for (const auto& json : ordered_json::parse(file.metadata.at("linears"))) {
+      states.push_back(linear_from_json(json));
+      read_slots(file, states.back());
+    }
+    return states;
+  } catch (const Error& error) {
+    fail(ErrorKind::data, "{}: {}", source, error.what());
+  } catch (const std::exception& error) {
+    fail(ErrorKind::data, "{}: not an FP8 state: {}", source, error.what());
+  }
+}
+
+}  // namespace quaver

@@ -1,0 +1,34 @@
+#include "train/metrics.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+namespace quaver {
+namespace {
+
+/// The double nearest to the shortest decimal form of `value`: 0.003, not 0.0030000000260770321.
+double readable(float value) {
+  return std::stod(fmt::format("{}", value));
+}
+
+}  // namespace
+
+std::string to_json_line(const StepReport& report) {
+  nlohmann::ordered_json line = {{"step", report.step},
+                                 {"loss", report.loss.mean()},
+                                 {"lr", readable(report.lr)},
+                                 {"grad_norm", readable(report.gradient_norm)},
+                                 {"tokens_per_s", report.tokens_per_second()},
+                                 {"step_ms", report.seconds * 1e3},
+                                 {"fp8_cast", report.casts.cast},
+                                 {"fp8_saturated", report.casts.saturated},
+                                 {"fp8_underflowed", report.casts.underflowed}};
+  if (report.validation) {
+    line["val_loss"] = report.validation->mean();
+    line["val_bpb"] = report.validation->bits_per_byte();
+  }
+  return line.dump();
+}
+
+}  // namespace quaver

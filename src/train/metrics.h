@@ -1,0 +1,27 @@
+/// What is reported of every optimizer step.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "train/fp8_report.h"
+#include "train/loss.h"
+
+namespace quaver {
+
+struct StepReport {
+  std::int64_t step = 0;  ///< 1 for the first
+  LossSum loss;
+  float lr = 0, gradient_norm = 0;
+  double seconds = 0;  ///< of the step, without evaluation and saving
+  CastCounts casts;
+  std::optional<LossSum> validation;  ///< on evaluation steps
+
+  double tokens_per_second() const { return static_cast<double>(loss.tokens) / seconds; }
+};
+
+/// The line of metrics.jsonl.
+std::string to_json_line(const StepReport& report);
+
+}  // namespace quaver

@@ -1,0 +1,67 @@
+#include "train/optimizer.h"
+
+#include <cmath>
+#include <string>
+
+#include "ops/backend.h"
+
+namespace quaver {
+
+class AdamW::Collector : public ModuleVisitor {
+ public:
+  Collector(Backend& backend, std::vector<Entry>& entries) : backend_(backend), entries_(entries) {}
+
+  void parameter(const std::string& /*name*/, Parameter& parameter) override {
+    entries_.push_back({&parameter, zeros(parameter.value.shape()), zeros(parameter.value.shape())});
+  }
+
+ private:
+  Tensor zeros(const Shape& shape) {
+    Tensor tensor = backend_.allocate(DType::f32, shape);
+    backend_.fill(tensor, 0);
+    return tensor;
+  }
+
+  Backend& backend_;
+  std::vector<Entry>& entries_;
+};
+
+AdamW::AdamW(Backend& backend, Module& module, const Options& options)
+    : backend_(backend), options_(options), norm_(backend.allocate(DType::f32, {1})) {
+  Collector collector(backend, entries_);
+  module.visit("", collector);
+}
+
+void AdamW::measure_norm() {
+  std::vector<Tensor> gradients;
+  gradients.reserve(entries_.size());
+  for (const Entry& entry : entries_) gradients.push_back(entry.parameter->accumulated_gradient(backend_));
+  backend_.global_norm(gradients, norm_);
+}
+
+float AdamW::gradient_norm() {
+  measure_norm();
+  return download(backend_, norm_).front();
+}
+
+float AdamW::step(float lr) {
+  measure_norm();
+  AdamWStep step{lr, options_.beta1, options_.beta2, options_.epsilon, 0, steps_ + 1};
+  for (const Entry& entry : entries_) {
+    const Parameter& parameter = *entry.parameter;
+    const bool is_matrix = parameter.value.shape().size() == 2;
+    step.weight_decay = is_matrix ? options_.weight_decay : 0;
+    backend_.adamw(step, norm_, options_.clip, parameter.gradient, parameter.value, entry.m, entry.v);
+  }
+  // Read after the updates were handed out, so that a device need not wait for the host in between.
+  const float norm = download(backend_, norm_).front();
+  if (!std::isfinite(norm)) return norm;
+  ++steps_;
+  for (const Entry& entry : entries_) {
+    ++entry.parameter->version;
+    entry.parameter->clear_gradient();
+  }
+  return norm;
+}
+
+}  // namespace quaver

@@ -1,0 +1,40 @@
+/// The folder of a training run: config.toml, metrics.jsonl, model.safetensors, fp8_state.safetensors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "quaver/language_model.h"
+#include "train/fp8_state.h"
+#include "train/run_config.h"
+
+namespace quaver {
+
+std::string config_path(const std::string& run);
+std::string metrics_path(const std::string& run);
+
+/// Makes config.run.dir and writes the resolved configuration to it. Throws Error(usage) when it already
+/// holds a run.
+void create_run_folder(const RunConfig& config);
+
+/// Writes the parameters and the FP8 state after `step` optimizer steps. Both files are complete on disk
+/// before either replaces an earlier one; when writing fails, throws Error(failure) and the earlier ones are
+/// untouched.
+void save_model(const RunConfig& config, LanguageModel& model, std::int64_t step);
+
+/// A saved run, ready to compute with the bits it had when it was saved.
+struct LoadedRun {
+  RunConfig config;
+  std::unique_ptr<LanguageModel> model;
+  std::int64_t step = 0;  ///< optimizer steps behind the weights
+};
+/// Throws Error(data) when the folder holds no complete run.
+LoadedRun load_run(const std::string& run, std::span<const std::string> overrides = {});
+
+/// The FP8 state alone.
+std::vector<LinearState> load_fp8_state(const std::string& run);
+
+}  // namespace quaver

@@ -1,0 +1,93 @@
+#include "train/step_benchmark.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "base/random.h"
+#include "ops/backend.h"
+#include "train/flops.h"
+#include "train/trainer.h"
+
+namespace quaver {
+namespace {
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t middle = values.size() / 2;
+  return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+HostBatch synthetic_batch(const RunConfig& config, std::uint64_t index) {
+  HostBatch batch;
+  batch.batch = config.train.batch;
+  batch.length = config.model.context;
+  const std::int64_t count = batch.batch * batch.length;
+  const Random random(config.train.seed, index);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto draw = [&](std::int64_t at) {
+      return static_cast<std::int32_t>(
+          random.below(static_cast<std::uint64_t>(at), static_cast<std::uint64_t>(config.model.vocab)));
+    };
+    batch.tokens.push_back(draw(i));
+    batch.targets.push_back(draw(i + 1));
+    batch.positions.push_back(static_cast<std::int32_t>(i % batch.length));
+  }
+  batch.first_key.assign(static_cast<std::size_t>(count), 0);
+  batch.target_count = batch.target_bytes = count;
+  return batch;
+}
+
+RunConfig with_precision(RunConfig config, Precision precision) {
+  config.precision = precision;
+  return config;
+}
+
+double time_step(Trainer& trainer, const HostBatch& batch) {
+  const auto begin = std::chrono::steady_clock::now();
+  trainer.step(1e-4f, std::span(&batch, 1));
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+StepSpeed speed_of(const std::vector<double>& seconds, const StepBenchmark& benchmark) {
+  StepSpeed speed;
+  speed.seconds = median(seconds);
+  speed.tokens_per_second = static_cast<double>(benchmark.micro_batch * benchmark.length) / speed.seconds;
+  if (benchmark.bf16_peak > 0)
+    speed.mfu = speed.tokens_per_second * benchmark.flops_per_token / benchmark.bf16_peak;
+  return speed;
+}
+
+}  // namespace
+
+StepBenchmark benchmark_steps(const RunConfig& config, std::int64_t steps, const PeakMeter& measure_peak,
+                              const std::function<void(std::int64_t)>& progress) {
+  const auto backend = make_backend(config.backend, config.threads);
+  Trainer fp8(backend, with_precision(config, Precision::fp8)),
+      bf16(backend, with_precision(config, Precision::bf16));
+  std::vector<double> fp8_seconds, bf16_seconds, ratios, peaks;
+  for (std::int64_t pair = 0; pair <= steps; ++pair) {
+    const HostBatch batch = synthetic_batch(config, static_cast<std::uint64_t>(pair));
+    const double peak = measure_peak ? measure_peak() : 0;
+    const double a = time_step(fp8, batch), b = time_step(bf16, batch);
+    progress(pair);
+    if (pair == 0) continue;  // memory is touched for the first time
+    fp8_seconds.push_back(a);
+    bf16_seconds.push_back(b);
+    ratios.push_back(b / a);
+    peaks.push_back(peak);
+  }
+  StepBenchmark result;
+  result.backend = backend->describe();
+  result.micro_batch = config.train.batch;
+  result.length = config.model.context;
+  result.steps = steps;
+  result.flops_per_token = training_flops_per_token(fp8.model(), config.model.context);
+  result.bf16_peak = median(peaks);
+  result.fp8 = speed_of(fp8_seconds, result);
+  result.bf16 = speed_of(bf16_seconds, result);
+  result.ratio = median(ratios);
+  return result;
+}
+
+}  // namespace quaver

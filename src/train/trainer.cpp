@@ -1,0 +1,73 @@
+#include "train/trainer.h"
+
+#include <cmath>
+
+#include "base/check.h"
+#include "ops/backend.h"
+#include "train/run_precision.h"
+
+namespace quaver {
+namespace {
+
+AdamW::Options optimizer_options(const TrainConfig& train) {
+  return {train.beta1, train.beta2, train.epsilon, train.weight_decay, train.clip};
+}
+
+LossSum count_targets(std::span<const HostBatch> batches) {
+  LossSum sum;
+  for (const HostBatch& batch : batches) sum += {0, batch.target_count, batch.target_bytes};
+  return sum;
+}
+
+}  // namespace
+
+Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
+    : config_(config),
+      model_(std::move(backend), config.model, config.train.seed),
+      context_(model_.backend(), activation_dtype(config.precision)),
+      recipe_(run_recipe(config)),
+      optimizer_(model_.backend(), model_, optimizer_options(config.train)) {
+  require(config.model.vocab >= kByteVocab, "model.vocab: expected at least {} for byte tokens, found {}",
+          kByteVocab, config.model.vocab);
+  model_.set_fp8_lm_head(config.fp8.lm_head);
+}
+
+StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
+                         const GradientsReady& gradients_ready) {
+  const CastCounts before = count_casts(backend(), model_);
+  StepResult result;
+  result.loss = accumulate(micro_batches);
+  if (gradients_ready) gradients_ready(model_);
+  if (!std::isfinite(result.loss.nats)) fail_non_finite(result.loss.mean(), optimizer_.gradient_norm());
+  result.gradient_norm = optimizer_.step(lr);
+  if (!std::isfinite(result.gradient_norm)) fail_non_finite(result.loss.mean(), result.gradient_norm);
+  result.casts = count_casts(backend(), model_) - before;
+  return result;
+}
+
+LossSum Trainer::accumulate(std::span<const HostBatch> micro_batches) {
+  LossSum sum = count_targets(micro_batches);
+  require(sum.tokens > 0, "train: a step without target tokens");
+  const float gradient_scale = static_cast<float>(1.0 / static_cast<double>(sum.tokens));
+  for (const HostBatch& host : micro_batches) {
+    const DeviceBatch batch = upload_batch(backend(), host);
+    const Tensor losses = backend().allocate(DType::f32, batch.targets.shape());
+    accumulate_gradients(model_, context_, recipe_, batch, gradient_scale, losses);
+    sum.nats += sum_losses(backend(), losses);
+  }
+  return sum;
+}
+
+void Trainer::fail_non_finite(double loss, float norm) const {
+  fail(ErrorKind::non_finite,
+       "step {}: loss {}, gradient norm {}: not finite. The weights are those of step {}. Hint: a lower "
+       "train.lr, a longer "
+       "train.warmup_steps or a smaller train.clip; precision = \"bf16\" tells whether FP8 is the reason",
+       steps() + 1, loss, norm, steps());
+}
+
+LossSum Trainer::evaluate(const ValidationBatches& batches) {
+  return quaver::evaluate(model_, context_, recipe_, batches, config_.train.eval_batches);
+}
+
+}  // namespace quaver

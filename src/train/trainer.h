@@ -1,0 +1,57 @@
+/// A model in training: its weights, optimizer and precision, and what one optimizer step does to them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "quaver/language_model.h"
+#include "train/fp8_report.h"
+#include "train/loss.h"
+#include "train/optimizer.h"
+#include "train/run_config.h"
+
+namespace quaver {
+
+struct StepResult {
+  LossSum loss;
+  float gradient_norm = 0;  ///< before clipping
+  CastCounts casts;         ///< of this step
+};
+
+class Trainer {
+ public:
+  /// A fresh model, initialised from config.train.seed. Throws Error(usage) for a model that cannot hold byte
+  /// tokens.
+  Trainer(std::shared_ptr<Backend> backend, const RunConfig& config);
+
+  using GradientsReady = std::function<void(LanguageModel&)>;
+
+  /// One optimizer step over micro-batches whose targets all weigh the same. `gradients_ready`, if given, is
+  /// called between the last backward and the update. Throws Error(non_finite), with the weights untouched,
+  /// when the loss or the gradient norm is not finite.
+  StepResult step(float lr, std::span<const HostBatch> micro_batches,
+                  const GradientsReady& gradients_ready = {});
+
+  /// The validation loss; leaves no trace in the FP8 state.
+  LossSum evaluate(const ValidationBatches& batches);
+
+  LanguageModel& model() { return model_; }
+  Backend& backend() { return model_.backend(); }
+  /// Optimizer steps taken.
+  std::int64_t steps() const { return optimizer_.steps(); }
+
+ private:
+  LossSum accumulate(std::span<const HostBatch> micro_batches);
+  [[noreturn]] void fail_non_finite(double loss, float norm) const;
+
+  RunConfig config_;
+  LanguageModel model_;
+  Context context_;
+  std::optional<Recipe> recipe_;
+  AdamW optimizer_;
+};
+
+}  // namespace quaver

@@ -1,0 +1,52 @@
+/// A whole training run: data, steps, evaluations, metrics and saves, as its configuration says.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "quaver/backend.h"
+#include "train/metrics.h"
+#include "train/run_config.h"
+#include "train/trainer.h"
+
+namespace quaver {
+
+/// What is known before the first step.
+struct RunStart {
+  std::string backend;  ///< Backend::describe()
+  std::int64_t parameters = 0, train_tokens = 0, validation_tokens = 0;
+  double flops_per_token = 0;
+};
+
+/// Hears of a run's progress. The run itself prints nothing.
+class TrainingObserver {
+ public:
+  virtual ~TrainingObserver() = default;
+  virtual void started(const RunStart& /*start*/) {}
+  /// Between the last backward of a step and its update.
+  virtual void gradients_ready(std::int64_t /*step*/, LanguageModel& /*model*/) {}
+  virtual void stepped(const StepReport& /*report*/) {}
+  /// Asked after every step: whether to save, evaluate and end now.
+  virtual bool stop_requested() { return false; }
+};
+
+struct TrainingResult {
+  std::int64_t steps = 0;
+  bool stopped = false;  ///< on request, before the last step
+  LossSum train;         ///< of the last kFinalSteps steps
+  LossSum validation;    ///< after the last step
+  double tokens_per_second = 0;
+  Fp8Coverage fp8;
+  MemoryUse arena;
+  std::int64_t process_peak = 0;  ///< bytes; 0 where the system does not say
+};
+
+/// Steps whose mean is the final training loss.
+constexpr std::int64_t kFinalSteps = 10;
+
+/// Runs the configuration, writing to config.run.dir. Throws Error(usage) for a configuration that cannot run
+/// and Error(data) for missing text before anything is written; Error(non_finite) leaves the last saved model
+/// in place.
+TrainingResult run_training(const RunConfig& config, TrainingObserver& observer);
+
+}  // namespace quaver

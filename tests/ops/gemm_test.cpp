@@ -1,0 +1,336 @@
+/// The CPU backend's GEMM against the reference: the same bits for FP8 and BF16 at every level and thread
+/// count.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "ops/backend.h"
+#include "ops/cpu/levels.h"
+#include "ops/pointwise_support.h"
+#include "quaver/error.h"
+#include "quaver/fp8_format.h"
+
+namespace quaver {
+namespace {
+
+enum class Values {
+  plain,    ///< normal numbers; FP8: any finite byte
+  tiny,     ///< BF16: products and sums around the smallest normal FP32 number, and denormal operands
+  special,  ///< with infinities and NaN
+};
+
+struct Case {
+  Gemm kind = Gemm::fprop;
+  DType a = DType::bf16, b = DType::bf16, out = DType::f32;
+  std::int64_t m = 1, n = 1, k = 1;
+  bool bias = false, accumulate = false;
+  Values values = Values::plain;
+};
+
+std::string describe(const Case& c) {
+  return fmt::format("{} {} x {} -> {}, m {} n {} k {}, bias {}, accumulate {}, values {}", name_of(c.kind),
+                     name_of(c.a), name_of(c.b), name_of(c.out), c.m, c.n, c.k, c.bias, c.accumulate,
+                     static_cast<int>(c.values));
+}
+
+float tiny_value(const Random& random, std::uint64_t i) {
+  return std::ldexp(random.normal(i),
+                    -55 - static_cast<int>(random.below(i + 1, 20)) - (random.below(i + 2, 4) == 0 ? 60 : 0));
+}
+
+float real_value(const Random& random, std::uint64_t i, Values values) {
+  constexpr float kSpecials[] = {std::numeric_limits<float>::infinity(),
+                                 -std::numeric_limits<float>::infinity(),
+                                 std::numeric_limits<float>::quiet_NaN(), -0.0f};
+  if (values == Values::tiny) return tiny_value(random, i);
+  if (values == Values::special && random.below(i + 1, 60) == 0) return kSpecials[random.below(i + 2, 4)];
+  return random.normal(i);
+}
+
+std::uint8_t fp8_value(DType dtype, const Random& random, std::uint64_t i, Values values) {
+  const auto byte = static_cast<std::uint8_t>(random.bits(i));
+  const bool keep =
+      std::isfinite(fp8_decode(dtype, byte)) || (values == Values::special && random.below(i + 1, 4) == 0);
+  return keep ? byte : byte & 0xBF;  // without its highest exponent bit every byte is finite
+}
+
+/// A slice of columns at an odd offset of a wider matrix.
+Tensor matrix(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols, std::uint64_t stream,
+              Values values) {
+  const Tensor wide = backend.allocate(dtype, {rows, cols + 4});
+  const Random random(7, stream);
+  for (std::int64_t i = 0; i < wide.elements(); ++i) {
+    const auto counter = static_cast<std::uint64_t>(i) * 3;
+    if (dtype == DType::f32) wide.data<float>()[i] = real_value(random, counter, values);
+    if (dtype == DType::bf16) wide.data<bf16>()[i] = to_bf16(real_value(random, counter, values));
+    if (is_fp8(dtype)) wide.data<std::uint8_t>()[i] = fp8_value(dtype, random, counter, values);
+  }
+  return wide.columns(3, cols);
+}
+
+Tensor scalar(Backend& backend, float value) {
+  const Tensor tensor = backend.allocate(DType::f32, {1});
+  *tensor.data<float>() = value;
+  return tensor;
+}
+
+struct Inputs {
+  GemmOperand a, b;
+  Tensor bias;
+};
+
+Inputs inputs_of(Backend& backend, const Case& c, float scale_inv_a = 0.37f, float scale_inv_b = 1.3f) {
+  Inputs inputs;
+  inputs.a.values = c.kind == Gemm::wgrad ? matrix(backend, c.a, c.k, c.m, 1, c.values)
+                                          : matrix(backend, c.a, c.m, c.k, 1, c.values);
+  inputs.b.values = c.kind == Gemm::fprop ? matrix(backend, c.b, c.n, c.k, 2, c.values)
+                                          : matrix(backend, c.b, c.k, c.n, 2, c.values);
+  if (is_fp8(c.a)) {
+    inputs.a.scale_inv = scalar(backend, scale_inv_a);
+    inputs.b.scale_inv = scalar(backend, scale_inv_b);
+  }
+  if (c.bias) {
+    inputs.bias = backend.allocate(DType::f32, {c.n});
+    for (std::int64_t n = 0; n < c.n; ++n)
+      inputs.bias.data<float>()[n] = Random(7, 3).normal(static_cast<std::uint64_t>(n));
+  }
+  return inputs;
+}
+
+/// The result, every NaN made the same one: payloads differ between processors.
+std::vector<std::uint32_t> product(Backend& backend, const Case& c, const Inputs& inputs) {
+  const Tensor out = matrix(backend, c.out, c.m, c.n, 4, Values::plain);
+  backend.gemm(c.kind, inputs.a, inputs.b, inputs.bias, c.accumulate, out);
+  std::vector<std::uint32_t> bits;
+  for (float value : download(backend, out)) {
+    bits.push_back(std::isnan(value) ? 0x7FC00000u : std::bit_cast<std::uint32_t>(value));
+  }
+  return bits;
+}
+
+struct LevelBackend {
+  cpu::Level level;
+  std::shared_ptr<Backend> backend;
+};
+
+std::vector<LevelBackend> all_levels(int threads) {
+  std::vector<LevelBackend> backends;
+  for (cpu::Level level : cpu::supported_levels()) {
+    const testing::IsaScope scope{std::string(cpu::name_of(level))};
+    backends.push_back({level, make_backend("cpu", threads)});
+  }
+  return backends;
+}
+
+class GemmTest : public ::testing::Test {
+ protected:
+  void expect_reference_bits(const Case& c) { expect_reference_bits(c, inputs_of(*reference_, c)); }
+  void expect_reference_bits(const Case& c, const Inputs& inputs) {
+    const std::vector<std::uint32_t> expected = product(*reference_, c, inputs);
+    for (const auto& [level, backend] : levels_) {
+      const std::vector<std::uint32_t> found = product(*backend, c, inputs);
+      ASSERT_EQ(found.size(), expected.size());
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        ASSERT_EQ(found[i], expected[i])
+            << cpu::name_of(level) << ": " << describe(c) << ", row " << i / static_cast<std::size_t>(c.n)
+            << " column " << i % static_cast<std::size_t>(c.n);
+      }
+    }
+  }
+
+  std::shared_ptr<Backend> reference_ = make_backend("reference");
+  std::vector<LevelBackend> levels_ = all_levels(2);
+};
+
+struct Types {
+  DType a, b;
+};
+constexpr Types kExactTypes[] = {{DType::bf16, DType::bf16},
+                                 {DType::e4m3, DType::e4m3},
+                                 {DType::e5m2, DType::e4m3},
+                                 {DType::e4m3, DType::e5m2}};
+constexpr Gemm kKinds[] = {Gemm::fprop, Gemm::dgrad, Gemm::wgrad};
+
+struct Size {
+  std::int64_t m, n, k;
+};
+constexpr Size kOddSizes[] = {{1, 1, 1},  {1, 257, 33}, {3, 17, 33},  {17, 3, 1},    {8, 48, 2},
+                              {9, 50, 7}, {33, 97, 64}, {65, 16, 31}, {97, 130, 17}, {66, 129, 35}};
+
+TEST_F(GemmTest, EqualsReferenceForAllKindsTypesAndOddSizes) {
+  int variant = 0;
+  for (const Types& types : kExactTypes) {
+    for (Gemm kind : kKinds) {
+      for (const Size& size : kOddSizes) {
+        for (DType out : {DType::f32, DType::bf16}) {
+          ++variant;
+          expect_reference_bits({.kind = kind,
+                                 .a = types.a,
+                                 .b = types.b,
+                                 .out = out,
+                                 .m = size.m,
+                                 .n = size.n,
+                                 .k = size.k,
+                                 .bias = kind == Gemm::fprop && variant % 3 != 0,
+                                 .accumulate = variant % 5 < 2});
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GemmTest, EqualsReferenceWithInfinitiesAndNan) {
+  for (const Types& types : kExactTypes) {
+    for (Gemm kind : kKinds) {
+      expect_reference_bits(
+          {.kind = kind, .a = types.a, .b = types.b, .m = 19, .n = 53, .k = 37, .values = Values::special});
+      expect_reference_bits({.kind = kind,
+                             .a = types.a,
+                             .b = types.b,
+                             .out = DType::bf16,
+                             .m = 70,
+                             .n = 40,
+                             .k = 4,
+                             .accumulate = true,
+                             .values = Values::special});
+    }
+  }
+}
+
+TEST_F(GemmTest, FlushesDenormalsOfBf16AsTheReference) {
+  for (Gemm kind : kKinds) {
+    for (std::int64_t k : {1, 2, 3, 16, 33}) {
+      expect_reference_bits({.kind = kind, .m = 37, .n = 65, .k = k, .values = Values::tiny});
+    }
+  }
+}
+
+// 2^-126 - 1.5 * 2^-151 rounds to the smallest normal number if denormals are kept, but 24 bits hold a
+// smaller neighbour of it, which is denormal: processors call that a denormal result and flush it.
+TEST_F(GemmTest, FlushesAResultThatOnlyDenormalRoundingWouldMakeNormal) {
+  const Case c{.m = 1, .n = 1, .k = 2};
+  Inputs inputs = inputs_of(*reference_, c);
+  const float a[] = {0x1p-63f, -0x1.8p-75f}, b[] = {0x1p-63f, 0x1p-76f};
+  for (int k = 0; k < 2; ++k) {
+    inputs.a.values.data<bf16>()[k] = to_bf16(a[k]);
+    inputs.b.values.data<bf16>()[k] = to_bf16(b[k]);
+  }
+  for (const auto& [level, backend] : levels_) {
+    EXPECT_EQ(product(*backend, c, inputs), std::vector<std::uint32_t>{0}) << cpu::name_of(level);
+  }
+  EXPECT_EQ(product(*reference_, c, inputs), std::vector<std::uint32_t>{0}) << "reference";
+}
+
+TEST_F(GemmTest, KeepsADenormalScale) {
+  const Case c{.a = DType::e4m3, .b = DType::e4m3, .m = 20, .n = 33, .k = 21};
+  expect_reference_bits(c, inputs_of(*reference_, c, 0x1p-70f, 0x1.8p-65f));
+}
+
+TEST_F(GemmTest, CarriesSumsAcrossBlocksOfTheContraction) {
+  for (const Types& types : {kExactTypes[0], kExactTypes[2]}) {
+    expect_reference_bits(
+        {.kind = Gemm::wgrad, .a = types.a, .b = types.b, .m = 70, .n = 100, .k = 1111, .accumulate = true});
+    expect_reference_bits(
+        {.kind = Gemm::fprop, .a = types.a, .b = types.b, .m = 3, .n = 100, .k = 2049, .bias = true});
+  }
+}
+
+// Long enough that the packed copies of 32 rows exceed their budget: several stripes of rows and of columns.
+TEST_F(GemmTest, WorksInStripes) {
+  expect_reference_bits(
+      {.kind = Gemm::fprop, .a = DType::e4m3, .b = DType::e4m3, .m = 33, .n = 97, .k = 34001});
+}
+
+TEST_F(GemmTest, AnEmptyContractionGivesBiasOrZeroOrTheOldValues) {
+  for (const Types& types : kExactTypes) {
+    expect_reference_bits({.a = types.a, .b = types.b, .m = 3, .n = 5, .k = 0, .bias = true});
+    expect_reference_bits({.kind = Gemm::wgrad, .a = types.a, .b = types.b, .m = 70, .n = 5, .k = 0});
+    expect_reference_bits(
+        {.kind = Gemm::dgrad, .a = types.a, .b = types.b, .m = 3, .n = 5, .k = 0, .accumulate = true});
+  }
+}
+
+TEST_F(GemmTest, AnEmptyOutputIsNoError) {
+  for (const Size& size : {Size{0, 3, 4}, Size{3, 0, 4}}) {
+    const Case c{.m = size.m, .n = size.n, .k = size.k};
+    const Inputs inputs = inputs_of(*reference_, c);
+    for (const auto& [level, backend] : levels_) EXPECT_TRUE(product(*backend, c, inputs).empty());
+  }
+}
+
+TEST_F(GemmTest, ThreadsDoNotChangeBits) {
+  for (const Case& c :
+       {Case{.a = DType::f32, .b = DType::f32, .m = 150, .n = 300, .k = 70},
+        Case{.kind = Gemm::wgrad, .a = DType::e5m2, .b = DType::e4m3, .m = 130, .n = 257, .k = 300},
+        Case{.kind = Gemm::dgrad, .m = 5, .n = 500, .k = 41}}) {
+    const Inputs inputs = inputs_of(*reference_, c);
+    const std::vector<LevelBackend> one = all_levels(1);
+    for (int threads : {2, 3, 4}) {
+      const std::vector<LevelBackend> several = all_levels(threads);
+      for (std::size_t i = 0; i < one.size(); ++i) {
+        EXPECT_EQ(product(*several[i].backend, c, inputs), product(*one[i].backend, c, inputs))
+            << threads << " threads, " << cpu::name_of(one[i].level) << ": " << describe(c);
+      }
+    }
+  }
+}
+
+// Two sums of the same products, each within k * 2^-24 * sum |a b| of the exact one (the classical bound of
+// recursive summation, first order; fused products are only better); 2^-23 instead of 2^-24 covers scale,
+// bias and the store.
+TEST_F(GemmTest, F32StaysWithinTheBoundOfSummation) {
+  for (Gemm kind : kKinds) {
+    for (const Size& size : kOddSizes) {
+      const Case c{.kind = kind, .a = DType::f32, .b = DType::f32, .m = size.m, .n = size.n, .k = size.k};
+      const Inputs inputs = inputs_of(*reference_, c);
+      Inputs absolute = inputs_of(*reference_, c);
+      for (const Tensor* tensor : {&absolute.a.values, &absolute.b.values}) {
+        for (std::int64_t i = 0; i < tensor->rows(); ++i) {
+          float* row = tensor->data<float>() + i * tensor->row_stride();
+          for (std::int64_t j = 0; j < tensor->cols(); ++j) row[j] = std::fabs(row[j]);
+        }
+      }
+      const std::vector<std::uint32_t> expected = product(*reference_, c, inputs),
+                                       sums = product(*reference_, c, absolute);
+      for (const auto& [level, backend] : levels_) {
+        const std::vector<std::uint32_t> found = product(*backend, c, inputs);
+        for (std::size_t i = 0; i < found.size(); ++i) {
+          const float bound = 2 * static_cast<float>(size.k) * 0x1p-23f * std::bit_cast<float>(sums[i]);
+          ASSERT_NEAR(std::bit_cast<float>(found[i]), std::bit_cast<float>(expected[i]), bound)
+              << cpu::name_of(level) << ": " << describe(c);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GemmTest, LeavesTheColumnsBesideTheOutputAlone) {
+  for (const auto& [level, backend] : levels_) {
+    const Case c{.out = DType::bf16, .m = 9, .n = 21, .k = 5};
+    const Inputs inputs = inputs_of(*backend, c);
+    const Tensor wide = backend->allocate(DType::bf16, {c.m, c.n + 4});
+    backend->fill(wide, 5);
+    backend->gemm(c.kind, inputs.a, inputs.b, {}, false, wide.columns(2, c.n));
+    const std::vector<float> values = download(*backend, wide);
+    for (std::int64_t m = 0; m < c.m; ++m) {
+      for (std::int64_t n : {std::int64_t{0}, std::int64_t{1}, c.n + 2, c.n + 3}) {
+        EXPECT_EQ(values[static_cast<std::size_t>(m * (c.n + 4) + n)], 5) << cpu::name_of(level);
+      }
+    }
+  }
+}
+
+TEST_F(GemmTest, RefusesTwoE5m2Operands) {
+  const Case c{.a = DType::e5m2, .b = DType::e5m2, .m = 2, .n = 2, .k = 2};
+  const Inputs inputs = inputs_of(*reference_, c);
+  for (const auto& [level, backend] : levels_) EXPECT_THROW(product(*backend, c, inputs), Error);
+}
+
+}  // namespace
+}  // namespace quaver

@@ -1,0 +1,171 @@
+#include "ops/pointwise_support.h"
+
+namespace quaver::testing {
+namespace {
+
+// A handful of FP32 roundings, and an exponential within 2 ulp, on operands of at most about 10. Slopes
+// subtract numbers near 1 from 1 (the reference's gelu: 1 - t * t, times up to 10), so that their errors are
+// absolute.
+constexpr Bound kCurveBound{4e-6f, 2e-6f};
+constexpr Bound kSlopeBound{1e-5f, 2e-5f};
+
+class PointwiseElementwise : public ::testing::TestWithParam<MatrixCase> {};
+INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseElementwise, ::testing::ValuesIn(matrix_cases()));
+
+TEST_P(PointwiseElementwise, AddEqualsTheReference) {
+  const Tensor a = special_matrix(GetParam(), 1), b = special_matrix(GetParam(), 2);
+  expect_equals_reference([&](Backend& backend) {
+    const Tensor out = empty_matrix(GetParam());
+    backend.add(a, b, out);
+    return std::vector{out};
+  });
+}
+
+TEST_P(PointwiseElementwise, AddInPlace) {
+  const Tensor a = random_matrix(GetParam(), 1), b = random_matrix(GetParam(), 2);
+  expect_equals_reference([&](Backend& backend) {
+    const Tensor left = copy_of(a), right = copy_of(b);
+    backend.add(left, b, left);
+    backend.add(a, right, right);
+    return std::vector{left, right};
+  });
+}
+
+TEST_P(PointwiseElementwise, ActivationIsNearTheReference) {
+  const Tensor gate = random_matrix(GetParam(), 3, 3.0f), up = random_matrix(GetParam(), 4);
+  for (Activation kind : {Activation::swiglu, Activation::geglu, Activation::gelu}) {
+    const Tensor gate_or_none = kind == Activation::gelu ? Tensor() : gate;
+    expect_near_reference(
+        [&](Backend& backend) {
+          const Output h{empty_matrix(GetParam()), {}, {}};
+          backend.activation(kind, gate_or_none, up, h);
+          return std::vector{h.values};
+        },
+        kCurveBound);
+  }
+}
+
+TEST_P(PointwiseElementwise, ActivationBackwardIsNearTheReference) {
+  const Tensor gate = random_matrix(GetParam(), 3, 3.0f), up = random_matrix(GetParam(), 4);
+  const Tensor dh = random_matrix(GetParam(), 5);
+  for (Activation kind : {Activation::swiglu, Activation::geglu, Activation::gelu}) {
+    const bool gated = kind != Activation::gelu;
+    expect_near_reference(
+        [&](Backend& backend) {
+          const Output dgate{gated ? empty_matrix(GetParam()) : Tensor(), {}, {}};
+          const Output dup{empty_matrix(GetParam()), {}, {}};
+          backend.activation_backward(kind, dh, gated ? gate : Tensor(), up, dgate, dup);
+          return gated ? std::vector{dup.values, dgate.values} : std::vector{dup.values};
+        },
+        kSlopeBound);
+  }
+}
+
+TEST_P(PointwiseElementwise, ActivationCastsItsResult) {
+  const Tensor gate = special_matrix(GetParam(), 3), up = special_matrix(GetParam(), 4);
+  expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+    backend.activation(Activation::swiglu, gate, up, output);
+  });
+}
+
+TEST_P(PointwiseElementwise, ActivationBackwardCastsBothResults) {
+  const Tensor gate = random_matrix(GetParam(), 3), up = random_matrix(GetParam(), 4);
+  const Tensor dh = special_matrix(GetParam(), 5);
+  const Output other{empty_matrix(GetParam()), {}, {}};
+  expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+    backend.activation_backward(Activation::geglu, dh, gate, up, output, other);
+  });
+  expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+    backend.activation_backward(Activation::swiglu, dh, gate, up, other, output);
+  });
+}
+
+class PointwiseGate : public ::testing::TestWithParam<MatrixCase> {
+ protected:
+  // Every column of g serves `width` columns of o.
+  static MatrixCase wide(std::int64_t width) {
+    MatrixCase c = GetParam();
+    c.cols *= width;
+    return c;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseGate, ::testing::ValuesIn([] {
+                           std::vector<MatrixCase> cases;
+                           for (const MatrixCase& c : matrix_cases()) {
+                             if (c.cols <= 257) cases.push_back(c);
+                           }
+                           return cases;
+                         }()));
+
+TEST_P(PointwiseGate, ForwardIsNearTheReference) {
+  for (std::int64_t width : {1, 7, 16}) {
+    const Tensor o = random_matrix(wide(width), 1), g = random_matrix(GetParam(), 2, 3.0f);
+    for (auto kind : {GateActivation::sigmoid, GateActivation::sigmoid2, GateActivation::silu}) {
+      expect_near_reference(
+          [&](Backend& backend) {
+            const Output y{empty_matrix(wide(width)), {}, {}};
+            backend.gate(kind, o, g, y);
+            return std::vector{y.values};
+          },
+          kCurveBound);
+    }
+  }
+}
+
+TEST_P(PointwiseGate, BackwardIsNearTheReference) {
+  for (std::int64_t width : {1, 7, 16}) {
+    const Tensor o = random_matrix(wide(width), 1), g = random_matrix(GetParam(), 2, 3.0f);
+    const Tensor dy = random_matrix(wide(width), 3);
+    for (auto kind : {GateActivation::sigmoid, GateActivation::sigmoid2, GateActivation::silu}) {
+      // The gradient of a head's gate is a sum of `width` products of about 1: its error is absolute, not
+      // relative.
+      const Bound bound{4e-6f, 4e-6f * static_cast<float>(width)};
+      expect_near_reference(
+          [&](Backend& backend) {
+            const Tensor d_o = empty_matrix(wide(width)), dg = empty_matrix(GetParam());
+            backend.gate_backward(kind, dy, o, g, d_o, dg);
+            return std::vector{d_o, dg};
+          },
+          bound);
+    }
+  }
+}
+
+TEST_P(PointwiseGate, ForwardCastsItsResult) {
+  for (std::int64_t width : {1, 7}) {
+    const Tensor o = special_matrix(wide(width), 1), g = random_matrix(GetParam(), 2);
+    expect_fused_cast(wide(width), wide(width).cols, [&](Backend& backend, const Output& output) {
+      backend.gate(GateActivation::sigmoid, o, g, output);
+    });
+  }
+}
+
+TEST(PointwiseCurves, InfinitiesAndNanBehaveAsInTheReference) {
+  const MatrixCase c{2, 257, DType::f32, false};
+  const Tensor g = special_matrix(c, 1), ones = empty_matrix(c);
+  reference().fill(ones, 1.0);
+  const auto run = [&](auto operation) {
+    expect_near_reference(
+        [&](Backend& backend) {
+          const Output out{empty_matrix(c), {}, {}};
+          operation(backend, out);
+          return std::vector{out.values};
+        },
+        kCurveBound);
+  };
+  for (auto kind : {GateActivation::sigmoid, GateActivation::sigmoid2, GateActivation::silu}) {
+    run([&](Backend& backend, const Output& out) { backend.gate(kind, ones, g, out); });
+  }
+  run([&](Backend& backend, const Output& out) { backend.activation(Activation::gelu, {}, g, out); });
+}
+
+TEST(PointwiseCurves, SlopesOfLargeArgumentsAreFinite) {
+  const Tensor x = upload(reference(), std::vector<float>{30.0f, 1e4f, 1e25f, -1e25f, -1e4f, -30.0f}, {1, 6});
+  const Tensor one = upload(reference(), std::vector<float>(6, 1.0f), {1, 6});
+  const Output dx{reference().allocate(DType::f32, {1, 6}), {}, {}};
+  cpu_backends().back()->activation_backward(Activation::gelu, one, {}, x, {}, dx);
+  EXPECT_EQ(download(reference(), dx.values), (std::vector<float>{1, 1, 1, 0, 0, 0}));
+}
+
+}  // namespace
+}  // namespace quaver::testing

@@ -1,0 +1,129 @@
+#include "ops/pointwise_support.h"
+
+namespace quaver::testing {
+namespace {
+
+class PointwiseLoss : public ::testing::TestWithParam<MatrixCase> {
+ protected:
+  Tensor logits = random_matrix(GetParam(), 1, 4.0f);
+  Tensor targets = make_targets();
+
+  static Tensor make_targets() {
+    const Tensor indices = indices_below(GetParam().rows, GetParam().cols, 2);
+    for (std::int64_t m = 2; m < GetParam().rows; m += 5) indices.data<std::int32_t>()[m] = -1;
+    return indices;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseLoss, ::testing::ValuesIn(matrix_cases()));
+
+// The loss is a difference of numbers of about 10, each with the rounding errors of a sum of exponentials;
+// the reference itself sums up to 40001 of them into one FP32 number. Probabilities are at most 1, and so are
+// their errors' units; the reference's exp(z - lse) carries the rounding of z - lse, about 1e-6 relative.
+constexpr Bound kLossBound{2e-5f, 1e-4f};
+constexpr Bound kGradientBound{2e-4f, 1e-6f};
+
+TEST_P(PointwiseLoss, LossIsNearTheReference) {
+  expect_near_reference(
+      [&](Backend& backend) {
+        const Tensor losses = backend.allocate(DType::f32, {GetParam().rows});
+        backend.cross_entropy(logits, targets, 1.0f, losses, Output());
+        return std::vector{losses};
+      },
+      kLossBound);
+}
+
+TEST_P(PointwiseLoss, GradientIsNearTheReference) {
+  expect_near_reference(
+      [&](Backend& backend) {
+        const Tensor losses = backend.allocate(DType::f32, {GetParam().rows});
+        const Output dlogits{empty_matrix(GetParam()), {}, {}};
+        backend.cross_entropy(logits, targets, 0.125f, losses, dlogits);
+        return std::vector{dlogits.values};
+      },
+      kGradientBound);
+}
+
+TEST_P(PointwiseLoss, GradientMayOverwriteTheLogits) {
+  const Tensor losses = random_vector(GetParam().rows, 3), same_losses = random_vector(GetParam().rows, 4);
+  const Output apart{empty_matrix(GetParam()), {}, {}};
+  cpu_backends().back()->cross_entropy(logits, targets, 0.5f, losses, apart);
+  const Output in_place{copy_of(logits), {}, {}};
+  cpu_backends().back()->cross_entropy(in_place.values, targets, 0.5f, same_losses, in_place);
+  EXPECT_EQ(bytes_of(in_place.values) == bytes_of(apart.values), true);
+  EXPECT_EQ(bytes_of(same_losses) == bytes_of(losses), true);
+}
+
+TEST_P(PointwiseLoss, GradientIsCast) {
+  const Tensor losses = random_vector(GetParam().rows, 3);
+  expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+    backend.cross_entropy(logits, targets, 1.0f, losses, output);
+  });
+}
+
+TEST(PointwiseLossSpecial, ARowWithNanOrOnlyInfinityIsNan) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> values(4 * 19, 0.5f);
+  values[5] = std::nanf("");
+  values[19 + 3] = kInfinity;
+  for (int n = 0; n < 19; ++n) values[2 * 19 + n] = -kInfinity;
+  values[3 * 19 + 2] = -kInfinity;
+  const Tensor logits = upload(reference(), values, {4, 19});
+  const Tensor targets = upload(reference(), std::vector<std::int32_t>{0, 0, 0, 1}, {4});
+  for (const auto& backend : cpu_backends()) {
+    const Tensor losses = backend->allocate(DType::f32, {4});
+    backend->cross_entropy(logits, targets, 1.0f, losses, Output());
+    const std::vector<float> found = download(*backend, losses);
+    for (int m = 0; m < 3; ++m)
+      EXPECT_TRUE(std::isnan(found[m])) << "row " << m << " on " << backend->describe();
+    EXPECT_NEAR(found[3], std::log(18.0f), 1e-6f);
+  }
+}
+
+TEST(PointwiseLossSpecial, ATargetOutsideTheVocabularyIsRefused) {
+  const Tensor logits = random_matrix({2, 7, DType::f32, false}, 1), losses = random_vector(2, 1);
+  const Tensor targets = upload(reference(), std::vector<std::int32_t>{0, 7}, {2});
+  EXPECT_THROW(cpu_backends()[0]->cross_entropy(logits, targets, 1.0f, losses, Output()), Error);
+}
+
+class PointwiseEmbedding : public ::testing::TestWithParam<MatrixCase> {
+ protected:
+  static constexpr std::int64_t kVocab = 23, kPositions = 9;
+  Tensor tokens = indices_below(GetParam().rows, kVocab, 1),
+         positions = indices_below(GetParam().rows, kPositions, 2);
+  static Tensor table(std::int64_t rows, std::uint64_t stream) {
+    return random_vector(rows * GetParam().cols, stream).reshape({rows, GetParam().cols});
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseEmbedding, ::testing::ValuesIn(matrix_cases()));
+
+TEST_P(PointwiseEmbedding, ForwardEqualsTheReference) {
+  const Tensor token_table = table(kVocab, 3), position_table = table(kPositions, 4);
+  expect_equals_reference([&](Backend& backend) {
+    const Tensor plain = empty_matrix(GetParam()), learned = empty_matrix(GetParam());
+    backend.embedding(tokens, token_table, {}, {}, plain);
+    backend.embedding(tokens, token_table, positions, position_table, learned);
+    return std::vector{plain, learned};
+  });
+}
+
+TEST_P(PointwiseEmbedding, BackwardEqualsTheReference) {
+  const Tensor dout = random_matrix(GetParam(), 5);
+  expect_equals_reference([&](Backend& backend) {
+    const Tensor dtokens = table(kVocab, 3), dpositions = table(kPositions, 4);
+    backend.embedding_backward(dout, tokens, positions, dtokens, dpositions);
+    backend.embedding_backward(dout, tokens, {}, dtokens, {});
+    return std::vector{dtokens, dpositions};
+  });
+}
+
+TEST(PointwiseEmbeddingSpecial, ATokenOutsideTheTableIsRefused) {
+  const Tensor table = random_vector(12, 1).reshape({4, 3}), out = random_vector(6, 2).reshape({2, 3});
+  for (std::int32_t bad : {-1, 4}) {
+    const Tensor tokens = upload(reference(), std::vector<std::int32_t>{0, bad}, {2});
+    EXPECT_THROW(cpu_backends()[0]->embedding(tokens, table, {}, {}, out), Error);
+    EXPECT_THROW(cpu_backends()[0]->embedding_backward(out, tokens, {}, table, {}), Error);
+  }
+}
+
+}  // namespace
+}  // namespace quaver::testing

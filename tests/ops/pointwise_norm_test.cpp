@@ -1,0 +1,115 @@
+#include "ops/pointwise_support.h"
+
+namespace quaver::testing {
+namespace {
+
+class PointwiseNorm : public ::testing::TestWithParam<MatrixCase> {
+ protected:
+  Tensor x = random_matrix(GetParam(), 1), dy = random_matrix(GetParam(), 2);
+  Tensor gain = random_vector(GetParam().cols, 3, 1.0f, 0.2f), bias = random_vector(GetParam().cols, 4);
+  Tensor mean = random_vector(GetParam().rows, 5, 0.0f, 0.1f),
+         rstd = random_vector(GetParam().rows, 6, 1.0f, 0.1f);
+};
+INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseNorm, ::testing::ValuesIn(matrix_cases()));
+
+// Sums of squares have no cancellation: 16 running FP32 sums of at most 2501 terms each err by a few 1e-6 at
+// worst, which rstd halves. A mean cancels, so that its error, and y's, is absolute in units of x.
+constexpr Bound kRmsBound{1e-5f, 0.0f};
+constexpr Bound kLayerBound{2e-5f, 2e-5f};
+
+TEST_P(PointwiseNorm, RmsNormIsNearTheReference) {
+  expect_near_reference(
+      [&](Backend& backend) {
+        const Output y{empty_matrix(GetParam()), {}, {}};
+        const Tensor statistics = backend.allocate(DType::f32, {GetParam().rows});
+        backend.rms_norm(x, gain, 1e-5f, y, statistics);
+        backend.rms_norm(x, gain, 1e-5f, y, Tensor());
+        return std::vector{y.values, statistics};
+      },
+      kRmsBound);
+}
+
+TEST_P(PointwiseNorm, LayerNormIsNearTheReference) {
+  // One column has no variance: y would be rounding errors times 1 / sqrt(epsilon).
+  if (GetParam().cols == 1) return;
+  // Two or three columns may lie so close together that rstd is large, and the errors of the mean with it.
+  const float spread = GetParam().cols <= 3 ? 100.0f : 1.0f;
+  expect_near_reference(
+      [&](Backend& backend) {
+        const Output y{empty_matrix(GetParam()), {}, {}};
+        const Tensor means = backend.allocate(DType::f32, {GetParam().rows});
+        const Tensor rstds = backend.allocate(DType::f32, {GetParam().rows});
+        backend.layer_norm(x, gain, bias, 1e-5f, y, means, rstds);
+        return std::vector{y.values, means, rstds};
+      },
+      {kLayerBound.relative * spread, kLayerBound.absolute * spread});
+}
+
+// dx subtracts means of products of about 1; dgain and dbias are sums over the rows, which cancel: absolute
+// errors grow with the number of rows.
+Bound gradient_bound(const MatrixCase& c) {
+  return {2e-5f, 2e-6f * static_cast<float>(c.rows + 20)};
+}
+
+TEST_P(PointwiseNorm, RmsNormBackwardIsNearTheReference) {
+  for (bool accumulate : {false, true}) {
+    expect_near_reference(
+        [&](Backend& backend) {
+          const Tensor dx = random_matrix(GetParam(), 7);
+          const Tensor dgain = random_vector(GetParam().cols, 8);
+          backend.rms_norm_backward(dy, x, gain, rstd, accumulate, dx, dgain);
+          return std::vector{dx, dgain};
+        },
+        gradient_bound(GetParam()));
+  }
+}
+
+TEST_P(PointwiseNorm, LayerNormBackwardIsNearTheReference) {
+  for (bool accumulate : {false, true}) {
+    expect_near_reference(
+        [&](Backend& backend) {
+          const Tensor dx = random_matrix(GetParam(), 7);
+          const Tensor dgain = random_vector(GetParam().cols, 8), dbias = random_vector(GetParam().cols, 9);
+          backend.layer_norm_backward(dy, x, gain, mean, rstd, accumulate, dx, dgain, dbias);
+          return std::vector{dx, dgain, dbias};
+        },
+        gradient_bound(GetParam()));
+  }
+}
+
+TEST_P(PointwiseNorm, ForwardCastsItsResult) {
+  expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+    backend.rms_norm(x, gain, 1e-5f, output, Tensor());
+  });
+  expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+    backend.layer_norm(x, gain, bias, 1e-5f, output, Tensor(), Tensor());
+  });
+}
+
+TEST_P(PointwiseNorm, SumRowsIsNearTheReference) {
+  expect_near_reference(
+      [&](Backend& backend) {
+        const Tensor sums = random_vector(GetParam().cols, 8);
+        backend.sum_rows(x, sums);
+        return std::vector{sums};
+      },
+      gradient_bound(GetParam()));
+}
+
+TEST(PointwiseNormSpecial, NanAndInfinityStayInTheirRow) {
+  const MatrixCase c{5, 33, DType::f32, false};
+  const Tensor x = random_matrix(c, 1), gain = random_vector(33, 2);
+  set(x, 1, 7, std::nanf(""));
+  set(x, 3, 32, std::numeric_limits<float>::infinity());
+  expect_near_reference(
+      [&](Backend& backend) {
+        const Output y{empty_matrix(c), {}, {}};
+        const Tensor rstd = backend.allocate(DType::f32, {5});
+        backend.rms_norm(x, gain, 1e-5f, y, rstd);
+        return std::vector{y.values, rstd};
+      },
+      kRmsBound);
+}
+
+}  // namespace
+}  // namespace quaver::testing

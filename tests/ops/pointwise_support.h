@@ -1,0 +1,257 @@
+/// Comparing the cpu backend with the reference: inputs of odd sizes and strides, and every level and thread
+/// count at once.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "ops/backend.h"
+#include "ops/cpu/levels.h"
+#include "quaver/error.h"
+
+namespace quaver::testing {
+
+/// Sets QUAVER_ISA while it lives.
+class IsaScope {
+ public:
+  explicit IsaScope(const std::string& name) {
+    const char* old = std::getenv("QUAVER_ISA");
+    if (old != nullptr) old_ = old;
+    had_ = old != nullptr;
+    setenv("QUAVER_ISA", name.c_str(), 1);
+  }
+  ~IsaScope() { had_ ? setenv("QUAVER_ISA", old_.c_str(), 1) : unsetenv("QUAVER_ISA"); }
+  IsaScope(const IsaScope&) = delete;
+  IsaScope& operator=(const IsaScope&) = delete;
+
+ private:
+  std::string old_;
+  bool had_ = false;
+};
+
+/// The cpu backend at every supported level with 1 thread, and at the highest with 2, 3 and 4.
+inline const std::vector<std::shared_ptr<Backend>>& cpu_backends() {
+  static const auto backends = [] {
+    std::vector<std::shared_ptr<Backend>> all;
+    const auto add = [&](cpu::Level level, int threads) {
+      const IsaScope scope{std::string(name_of(level))};
+      all.push_back(make_backend("cpu", threads));
+    };
+    for (cpu::Level level : cpu::supported_levels()) add(level, 1);
+    for (int threads = 2; threads <= 4; ++threads) add(cpu::supported_levels().back(), threads);
+    return all;
+  }();
+  return backends;
+}
+
+inline Backend& reference() {
+  static const auto backend = make_backend("reference");
+  return *backend;
+}
+
+struct MatrixCase {
+  std::int64_t rows, cols;
+  DType dtype;
+  bool strided;  ///< a slice of columns at an odd offset
+};
+
+inline void PrintTo(const MatrixCase& c, std::ostream* out) {
+  *out << c.rows << "x" << c.cols << " " << name_of(c.dtype) << (c.strided ? " strided" : "");
+}
+
+inline std::vector<MatrixCase> matrix_cases() {
+  constexpr std::pair<std::int64_t, std::int64_t> kSizes[] = {{1, 1},  {2, 3},  {5, 15},  {65, 16},
+                                                              {1, 17}, {5, 33}, {65, 257}};
+  std::vector<MatrixCase> cases;
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    for (bool strided : {false, true}) {
+      for (const auto& [rows, cols] : kSizes) cases.push_back({rows, cols, dtype, strided});
+    }
+    cases.push_back({141, 257, dtype, true});   // several pieces of work
+    cases.push_back({1, 40001, dtype, false});  // a row longer than one piece
+  }
+  return cases;
+}
+
+inline Tensor empty_matrix(const MatrixCase& c, std::int64_t cols) {
+  if (!c.strided) return reference().allocate(c.dtype, {c.rows, cols});
+  return reference().allocate(c.dtype, {c.rows, cols + 8}).columns(3, cols);
+}
+inline Tensor empty_matrix(const MatrixCase& c) {
+  return empty_matrix(c, c.cols);
+}
+
+inline void set(const Tensor& matrix, std::int64_t m, std::int64_t n, float value) {
+  const std::int64_t index = m * matrix.row_stride() + n;
+  if (matrix.dtype() == DType::f32) matrix.data<float>()[index] = value;
+  if (matrix.dtype() == DType::bf16) matrix.data<bf16>()[index] = to_bf16(value);
+}
+
+/// Normal numbers times `scale`.
+inline Tensor random_matrix(const MatrixCase& c, std::uint64_t stream, float scale = 1.0f) {
+  const Tensor matrix = empty_matrix(c);
+  const Random random(7, stream);
+  for (std::int64_t m = 0; m < c.rows; ++m) {
+    for (std::int64_t n = 0; n < c.cols; ++n) set(matrix, m, n, scale * random.normal(m * c.cols + n));
+  }
+  return matrix;
+}
+
+/// NaN, infinities, zeros, FP32 denormals, FP8 underflow and overflow among normal numbers.
+inline Tensor special_matrix(const MatrixCase& c, std::uint64_t stream) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const float specials[] = {std::nanf(""), kInfinity, -kInfinity, 0.0f,   -0.0f,    1e-40f, -1e-40f,
+                            1e-4f,         -3e-4f,    470.0f,     -1e30f, 0x1p-10f, 448.0f, 464.0f};
+  const Tensor matrix = random_matrix(c, stream, 3.0f);
+  const Random random(8, stream);
+  for (std::int64_t m = 0; m < c.rows; ++m) {
+    for (std::int64_t n = 0; n < c.cols; ++n) {
+      const std::uint64_t draw = random.below(m * c.cols + n, 3 * std::size(specials));
+      if (draw < std::size(specials)) set(matrix, m, n, specials[draw]);
+    }
+  }
+  return matrix;
+}
+
+inline Tensor random_vector(std::int64_t size, std::uint64_t stream, float mean = 0.0f, float std = 1.0f) {
+  const Tensor vector = reference().allocate(DType::f32, {size});
+  reference().fill_normal(vector, mean, std, 9, stream);
+  return vector;
+}
+
+inline Tensor copy_of(const Tensor& tensor) {
+  const Tensor copy = reference().allocate(tensor.dtype(), tensor.shape());
+  reference().copy(tensor, copy);
+  return copy;
+}
+
+inline Tensor indices_below(std::int64_t count, std::int64_t bound, std::uint64_t stream) {
+  const Tensor indices = reference().allocate(DType::i32, {count});
+  const Random random(10, stream);
+  for (std::int64_t i = 0; i < count; ++i) {
+    indices.data<std::int32_t>()[i] = static_cast<std::int32_t>(random.below(i, bound));
+  }
+  return indices;
+}
+
+/// The bytes of a tensor, row by row.
+inline std::string bytes_of(const Tensor& tensor) {
+  const std::size_t width = size_of(tensor.dtype());
+  if (tensor.shape().size() != 2) return {static_cast<const char*>(tensor.raw()), tensor.elements() * width};
+  std::string bytes;
+  for (std::int64_t m = 0; m < tensor.rows(); ++m) {
+    bytes.append(static_cast<const char*>(tensor.slice(m, 1).raw()), tensor.cols() * width);
+  }
+  return bytes;
+}
+
+/// |found - expected| <= absolute + relative |expected|; for bf16 results one unit in the last place, 2^-7,
+/// is added, because two FP32 results that differ in their last bits may round to neighbours.
+struct Bound {
+  float relative, absolute;
+};
+
+inline void expect_near(const Tensor& found, const Tensor& expected, Bound bound, const std::string& where) {
+  const float relative = bound.relative + (expected.dtype() == DType::bf16 ? 0x1p-7f : 0.0f);
+  const std::vector<float> a = download(reference(), found), b = download(reference(), expected);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(b[i]) || std::isinf(b[i])) {
+      ASSERT_TRUE(a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i])))
+          << where << ", element " << i << ": " << a[i] << ", expected " << b[i];
+    } else {
+      ASSERT_LE(std::fabs(a[i] - b[i]), bound.absolute + relative * std::fabs(b[i]))
+          << where << ", element " << i << ": " << a[i] << ", expected " << b[i];
+    }
+  }
+}
+
+/// Runs an operation on one backend from the same inputs and returns what it wrote.
+using Run = std::function<std::vector<Tensor>(Backend&)>;
+
+/// All levels and thread counts of the cpu backend give the same bytes. Returns them.
+inline std::vector<Tensor> expect_one_result(const Run& run) {
+  const std::vector<Tensor> first = run(*cpu_backends().front());
+  for (const auto& backend : cpu_backends()) {
+    const std::vector<Tensor> other = run(*backend);
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      EXPECT_EQ(bytes_of(first[i]) == bytes_of(other[i]), true)
+          << "result " << i << " of " << backend->describe() << " differs from that of "
+          << cpu_backends().front()->describe();
+    }
+  }
+  return first;
+}
+
+inline void expect_equals_reference(const Run& run) {
+  const std::vector<Tensor> found = expect_one_result(run), expected = run(reference());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true)
+        << "result " << i << " differs from the reference";
+  }
+}
+
+inline void expect_near_reference(const Run& run, Bound bound) {
+  const std::vector<Tensor> found = expect_one_result(run), expected = run(reference());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    expect_near(found[i], expected[i], bound, "result " + std::to_string(i));
+  }
+}
+
+/// An output with everything that a cast can write.
+inline Output full_output(const MatrixCase& c, std::int64_t cols, DType format, float scale, bool values) {
+  Backend& host = reference();
+  Output output;
+  if (values) output.values = empty_matrix(c, cols);
+  const Tensor bytes = host.allocate(format, {c.rows, cols + 5});
+  output.quantized = {c.strided ? bytes.columns(1, cols) : host.allocate(format, {c.rows, cols}),
+                      host.allocate(format, {cols, c.rows}), host.allocate(DType::f32, {1})};
+  output.quantizer = {format, host.allocate(DType::f32, {1}), host.allocate(DType::f32, {1}),
+                      host.allocate(DType::i64, {kCastCounters})};
+  host.fill(output.quantizer.scale, scale);
+  host.fill(output.quantizer.amax, 0.5);
+  host.fill(output.quantizer.counters, 3);
+  return output;
+}
+
+inline std::vector<Tensor> tensors_of(const Output& output) {
+  std::vector<Tensor> tensors{output.quantized.bytes, output.quantized.transposed, output.quantized.scale_inv,
+                              output.quantizer.amax, output.quantizer.counters};
+  if (output.values) tensors.push_back(output.values);
+  return tensors;
+}
+
+/// A producer that casts its own result writes what a separate cast of its rounded result writes: in every
+/// form, at every level.
+inline void expect_fused_cast(const MatrixCase& c, std::int64_t cols,
+                              const std::function<void(Backend&, const Output&)>& produce) {
+  for (DType format : {DType::e4m3, DType::e5m2}) {
+    for (bool values : {false, true}) {
+      const auto run = [&](Backend& backend) {
+        const Output output = full_output(c, cols, format, 37.25f, values);
+        produce(backend, output);
+        return tensors_of(output);
+      };
+      const std::vector<Tensor> fused = expect_one_result(run);
+      Output plain;
+      plain.values = empty_matrix(c, cols);
+      produce(*cpu_backends().front(), plain);
+      const Output separate = full_output(c, cols, format, 37.25f, values);
+      reference().cast(plain.values, separate);
+      const std::vector<Tensor> expected = tensors_of(separate);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_EQ(bytes_of(fused[i]) == bytes_of(expected[i]), true) << name_of(format) << ", result " << i;
+      }
+    }
+  }
+}
+
+}  // namespace quaver::testing
