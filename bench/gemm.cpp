@@ -7,8 +7,8 @@
 #include <functional>
 #include <vector>
 
-#include "ops/backend.h"
 #include "ops/cpu/peak.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 namespace {

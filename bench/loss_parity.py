@@ -1,9 +1,9 @@
 """Trains one configuration in several precisions and gate forms over several seeds, and reports the losses.
 
-usage: loss_parity.py --quaver PROGRAM --config RUN.toml --data PATH --out FOLDER [--seeds 1 2 3] [key=value ...]
+usage: loss_parity.py --quaver PROGRAM --config RUN.toml --data PATH --out FOLDER [--seeds 1 2 3] [--jobs 2] [key=value ...]
 
 Each run is `quaver train` with the overrides of its variant; finished runs in --out are kept, so the script can be stopped and
-started again. Writes table.md, parity.svg (precisions) and gate.svg (gate forms) to --out. Needs matplotlib for the figures
+started again. --jobs runs go side by side on one thread each: results do not depend on the number of threads. Writes table.md, parity.svg (precisions) and gate.svg (gate forms) to --out. Needs matplotlib for the figures
 (bench/requirements.txt). All variants of one seed see the same data in the same order.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PRECISIONS = {name: {"precision": name, "model.gate": "elementwise"} for name in ("fp32", "bf16", "fp8")}
@@ -26,11 +27,16 @@ def train(arguments, settings, seed):
     folder = run_folder(arguments.out, settings, seed)
     if (folder / "model.safetensors").exists():
         return
-    overrides = {**settings, "train.seed": seed, "data.path": arguments.data, "run.dir": folder}
+    overrides = {**settings, "train.seed": seed, "data.path": arguments.data, "run.dir": folder, "threads": 1}
     command = [arguments.quaver, "train", arguments.config, *(f"{key}={value}" for key, value in overrides.items())]
     print(" ".join(map(str, command)), flush=True)
     with open(arguments.out / f"{folder.name}.log", "w") as log:
         subprocess.run([*command, *arguments.overrides], check=True, stdout=log, stderr=log)
+
+
+def distinct(variants):
+    """The settings without repetition: two names may stand for one run."""
+    return list({tuple(settings.items()): settings for settings in variants.values()}.values())
 
 
 def curve(folder, key):
@@ -91,12 +97,14 @@ def main():
     for name in ("quaver", "config", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2)
     arguments, arguments.overrides = parser.parse_known_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     variants = {**PRECISIONS, **GATES}
-    for seed in arguments.seeds:
-        for settings in variants.values():
-            train(arguments, settings, seed)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [(settings, seed) for seed in arguments.seeds for settings in distinct(variants)]
+        for done in [pool.submit(train, arguments, *run) for run in runs]:
+            done.result()
     tables = [table(arguments, PRECISIONS, "bf16"), table(arguments, GATES, "fp8 none")]
     (arguments.out / "table.md").write_text("\n\n".join(tables) + "\n")
     plot(arguments, PRECISIONS, arguments.out / "parity.svg", "elementwise gate, three precisions")

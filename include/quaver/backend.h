@@ -1,22 +1,214 @@
-/// Choosing where operations run, and moving numbers in and out.
+/// Every operation of Quaver, declared once: its mathematics, shapes and types. A backend implements all of
+/// them.
+///
+/// Conventions
+/// - Shapes: M tokens (rows of a micro-batch), K and N features, B sequences, T positions, H query heads, G
+///   key/value heads, D head size. Matrices are row-major and may have a row stride; a [M, H*D] matrix holds
+///   head h in columns [h*D, (h+1)*D).
+/// - "real" means bf16 or f32. All real tensors of one call have one type unless said otherwise. Arithmetic
+///   is FP32; a result is rounded once when it is stored.
+/// - Outputs come last. An absent optional tensor is a default-constructed Tensor. Outputs never alias inputs
+///   unless said.
+/// - An `Output` says whether a producer writes high precision, FP8, or both (scaling.h); FP8 is cast from
+///   the FP32 result *after* rounding it to the context's real type, so that fused and separate casts give
+///   the same bytes.
+/// - A method whose name ends in `_backward` computes the gradients of its forward. "+=" accumulates into
+///   FP32 gradients.
+/// - Shapes and types are checked; a mismatch is an Error of kind usage that names the operation and both
+///   shapes.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "quaver/model_config.h"
+#include "quaver/scaling.h"
 #include "quaver/tensor.h"
 
 namespace quaver {
 
-/// All operations on one device. Modules hold a reference to one; a program names it and passes it on.
-class Backend;
+/// The three GEMMs of a Linear y[M,N] = x[M,K] w[N,K]^T.
+enum class Gemm {
+  fprop,  ///< a = x[M,K],  b = w[N,K]  ->  out[M,N] = a b^T       contraction K
+  dgrad,  ///< a = dy[M,N], b = w[N,K]  ->  out[M,K] = a b         contraction N
+  wgrad,  ///< a = dy[M,N], b = x[M,K]  ->  out[N,K] = a^T b       contraction M
+};
+std::string_view name_of(Gemm kind);
+
+/// A GEMM operand: a real matrix, or FP8 bytes with their scale_inv.
+struct GemmOperand {
+  GemmOperand() = default;
+  GemmOperand(Tensor real) : values(std::move(real)) {}  // NOLINT(google-explicit-constructor)
+  GemmOperand(QuantizedTensor q)                         // NOLINT(google-explicit-constructor)
+      : values(std::move(q.bytes)), transposed(std::move(q.transposed)), scale_inv(std::move(q.scale_inv)) {}
+  Tensor values, transposed, scale_inv;
+  DType dtype() const { return values.dtype(); }
+};
+
+/// What `transform_heads` does to every head of q or k.
+struct HeadTransform {
+  std::int64_t heads = 0, head_dim = 0;
+  QkNorm norm = QkNorm::none;
+  float epsilon = 1e-6f;
+  Tensor gain;          ///< f32[D]; present unless norm is none
+  Tensor cosine, sine;  ///< f32[positions, R/2]: rotary tables, R <= D even; absent: no rotation
+};
+
+/// Sizes of one attention call. Query i of a sequence stands at key position key_len - query_len + i.
+struct AttentionShape {
+  std::int64_t batch = 0, query_len = 0, key_len = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 0;  ///< of q k^T; usually 1 / sqrt(head_dim)
+};
+
+struct AdamWStep {
+  float lr = 0, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, weight_decay = 0;
+  std::int64_t step = 1;  ///< 1 for the first step: bias corrections 1 - beta^step
+};
 
 /// Bytes of the backend's arena: handed out now, handed out at the worst moment, and held from the system.
 struct MemoryUse {
   std::int64_t in_use = 0, peak = 0, reserved = 0;
+};
+
+/// All operations on one device. Modules hold a reference to one; a program names it and passes it on.
+class Backend : public ScaleUpdater {
+ public:
+  virtual std::string_view name() const = 0;
+  virtual Device device() const = 0;
+  /// One line for logs: name, instruction-set level or chip, threads.
+  virtual std::string describe() const = 0;
+  /// Whether FP8 casts must also write the transposed bytes, because GEMMs take operands contiguous along the
+  /// contraction only.
+  virtual bool needs_transposed_fp8() const = 0;
+
+  // ---- memory ----
+
+  /// Uninitialised memory from the backend's arena (freed blocks of the same size are reused). 64-byte
+  /// aligned.
+  virtual Tensor allocate(DType dtype, Shape shape) = 0;
+  /// Both take contiguous tensors; `copy_to_host` waits for what computes `source`.
+  virtual void copy_from_host(const void* source, const Tensor& destination) = 0;
+  virtual void copy_to_host(const Tensor& source, void* destination) = 0;
+  virtual MemoryUse memory_use() const = 0;
+
+  /// Copies a matrix or tensor of the same type and shape; strides may differ.
+  virtual void copy(const Tensor& source, const Tensor& destination) = 0;
+  /// Any type but FP8; contiguous.
+  virtual void fill(const Tensor& destination, double value) = 0;
+  /// destination[i] = mean + std * normal(seed, stream, i) with base/random.h; f32, contiguous.
+  virtual void fill_normal(const Tensor& destination, float mean, float std, std::uint64_t seed,
+                           std::uint64_t stream) = 0;
+  /// Converts between real types, one rounding; contiguous.
+  virtual void convert(const Tensor& source, const Tensor& destination) = 0;
+
+  // ---- FP8 ----
+
+  /// Casts a real matrix [M,N]: output.quantized (and output.values, if wanted, a copy of x).
+  virtual void cast(const Tensor& x, const Output& output) = 0;
+
+  // ---- matrix products ----
+
+  /// out (+)= (scale_inv_a * scale_inv_b) * product + bias. The sum of one element runs over the contraction
+  /// in ascending order into one FP32 accumulator; then s = scale_inv_a * scale_inv_b, acc * s, + bias, (+
+  /// old out,) each rounded to FP32, and one rounding to out's type. Real operands have no scale (s is not
+  /// applied). BF16 products flush denormals: an operand or a partial sum that is an FP32 denormal counts as
+  /// zero of its sign, and an odd contraction ends with a product of zeros. FP8 products are never denormal.
+  /// Operands: both f32; both bf16; or both FP8, not both e5m2. out: real, of any type. bias: f32[N] or
+  /// absent, fprop only.
+  virtual void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
+                    bool accumulate, const Tensor& out) = 0;
+  /// sums[n] += sum_m x[m,n]: the gradient of a bias. x real [M,N], sums f32[N].
+  virtual void sum_rows(const Tensor& x, const Tensor& sums) = 0;
+
+  // ---- norms; x real [M,N], gain and bias f32[N], statistics f32[M] ----
+
+  /// y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + epsilon). `rstd` may be absent.
+  virtual void rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+                        const Tensor& rstd) = 0;
+  /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat), xhat = x * rstd;  dgain += sum_m dy * xhat.
+  virtual void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
+                                 bool accumulate_dx, const Tensor& dx, const Tensor& dgain) = 0;
+  /// y = (x - mean) * rstd * gain + bias, rstd = 1 / sqrt(variance + epsilon), the variance biased.
+  virtual void layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+                          const Output& y, const Tensor& mean, const Tensor& rstd) = 0;
+  /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat - mean(dy*gain));  dgain += sum dy*xhat;  dbias +=
+  /// sum dy.
+  virtual void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
+                                   const Tensor& rstd, bool accumulate_dx, const Tensor& dx,
+                                   const Tensor& dgain, const Tensor& dbias) = 0;
+
+  // ---- pointwise; real [M,N] ----
+
+  /// out = a + b. out may alias either.
+  virtual void add(const Tensor& a, const Tensor& b, const Tensor& out) = 0;
+  /// h = act(gate) * up: silu for swiglu, gelu (tanh form) for geglu. gelu: h = gelu(up), gate absent.
+  virtual void activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) = 0;
+  /// dup = dh * act(gate), dgate = dh * up * act'(gate). gelu: dup = dh * gelu'(up), dgate unused.
+  virtual void activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
+                                   const Output& dgate, const Output& dup) = 0;
+  /// The attention gate (arXiv 2505.06708, position G1): y = o * act(g). o is [M, H*D]; g is [M, H*D]
+  /// (elementwise) or [M, H] (headwise: one gate for the D elements of a head).
+  virtual void gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) = 0;
+  /// do = dy * act(g);  dg = dy * o * act'(g), summed over the head when headwise.
+  virtual void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
+                             const Tensor& d_o, const Tensor& dg) = 0;
+
+  // ---- attention ----
+
+  /// q or k before attention: out = rope(norm(x)) (pre_rope) or norm(rope(x)) (post_rope), norm being an
+  /// RMSNorm over each head with a gain shared by all heads; without norm, rope(x). rope turns the pairs
+  /// (x[j], x[j + R/2]), j < R/2, of the first R elements by the angle of the row's position: x[j] c -
+  /// x[j+R/2] s, x[j+R/2] c + x[j] s. x, out: real [M, H*D], strided. positions: i32[M], rows of the tables;
+  /// absent when there are none.
+  virtual void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
+                               const Tensor& out) = 0;
+  /// dx = gradient; dgain += (when there is a norm). `x` is the forward's input (needed with a norm; else may
+  /// be absent).
+  virtual void transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
+                                        const Tensor& positions, const Tensor& dx, const Tensor& dgain) = 0;
+
+  /// Causal attention with grouped queries: head h reads key/value head h * G / H. Query i of a sequence sees
+  /// the keys from its first_key[i] up to its own position, both inclusive. O(query_len + key_len) memory: no
+  /// score matrix is stored. q, out: real [B*query_len, H*D]; k, v: real [B*key_len, G*D]; strided. lse: f32
+  /// [B*query_len, H], the log of the softmax denominator, for backward; may be absent. first_key: i32
+  /// [B*query_len], positions within the sequence; absent: 0.
+  virtual void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                         const Tensor& first_key, const Tensor& out, const Tensor& lse) = 0;
+  virtual void attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q,
+                                  const Tensor& k, const Tensor& v, const Tensor& first_key,
+                                  const Tensor& out, const Tensor& lse, const Tensor& dq, const Tensor& dk,
+                                  const Tensor& dv) = 0;
+
+  // ---- embedding and loss ----
+
+  /// out[m] = table[tokens[m]] (+ position_table[positions[m]]). tables f32 [V,N], [P,N]; tokens i32[M]; out
+  /// real [M,N].
+  virtual void embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
+                         const Tensor& position_table, const Tensor& out) = 0;
+  /// dtable[tokens[m]] += dout[m], in ascending m for every row; likewise dposition_table (both absent or
+  /// present as in forward).
+  virtual void embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,
+                                  const Tensor& dtable, const Tensor& dposition_table) = 0;
+  /// losses[m] = logsumexp(logits[m]) - logits[m, target], 0 for a target of -1. logits real [M,V], targets
+  /// i32[M], losses f32[M]. dlogits, if wanted, = gradient_scale * (softmax(logits) - onehot(target)), rows
+  /// of target -1 zero; dlogits.values may alias logits.
+  virtual void cross_entropy(const Tensor& logits, const Tensor& targets, float gradient_scale,
+                             const Tensor& losses, const Output& dlogits) = 0;
+
+  // ---- optimizer; f32 ----
+
+  /// result[0] = sqrt(sum of squares over all elements of all tensors), accumulated in double. f32[1].
+  virtual void global_norm(std::span<const Tensor> tensors, const Tensor& result) = 0;
+  /// AdamW with decoupled decay (arXiv 1711.05101), g = gradient * clip, clip = min(1, max_norm / norm[0]):
+  ///   m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  mhat, vhat bias-corrected
+  ///   value -= lr * (mhat / (sqrt(vhat) + epsilon) + weight_decay * value)
+  /// norm: f32[1] on the device. max_norm <= 0: no clipping. If norm[0] is not finite nothing is written.
+  virtual void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
+                     const Tensor& value, const Tensor& m, const Tensor& v) = 0;
 };
 
 /// Makes a backend by name: "reference" (plain scalar code: the specification), "cpu" (vectorised, the same

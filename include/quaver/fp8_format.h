@@ -1,8 +1,8 @@
 /// The two 8-bit element formats: E4M3 (finite variant, "E4M3FN") and E5M2.
 ///
-/// Sources: the OCP 8-bit floating point specification; Micikevicius et al. 2022 (arXiv 2209.05433).
-/// Encoding rounds to nearest, ties to even, subnormals included; finite overflow and infinities saturate to
-/// the largest finite value with the sign kept; every NaN becomes 0x7F; -0 stays -0. Decoding is exact.
+/// Sources: the OCP 8-bit floating point specification; Micikevicius et al. 2022 (arXiv 2209.05433). Encoding
+/// rounds to nearest, ties to even, subnormals included; finite overflow and infinities saturate to the
+/// largest finite value with the sign kept; every NaN becomes 0x7F; -0 stays -0. Decoding is exact.
 #pragma once
 
 #include <cstdint>

@@ -44,8 +44,7 @@ struct ModelConfig {
 
   PositionKind position = PositionKind::rope;
   float rope_theta = 10000;  ///< base of the rotary frequencies
-  float rope_fraction =
-      1;  ///< share of every head that is rotated; rope_fraction * head_dim is a positive even number
+  float rope_fraction = 1;   ///< share of every head that is rotated; times head_dim a positive even number
 
   Activation mlp = Activation::swiglu;
 
@@ -55,8 +54,8 @@ struct ModelConfig {
   bool head_bias = false;  ///< bias of lm_head
 
   bool tie_embeddings = true;  ///< lm_head shares the embedding's weight
-  float init_std =
-      0.02f;  ///< of initial weights; those that write to the residual stream: / sqrt(2 * layers)
+  /// Of initial weights; divided by sqrt(2 * layers) for those that write to the residual stream.
+  float init_std = 0.02f;
 
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "train/loss.h"
 #include "train/run_folder.h"
 #include "train/run_precision.h"

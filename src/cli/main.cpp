@@ -3,8 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <functional>
+#include <memory>
 #include <new>
+#include <string>
+#include <vector>
 
+#include "base/suggest.h"
 #include "cli/commands.h"
 #include "quaver/error.h"
 
@@ -110,21 +114,35 @@ int run_guarded(const Command& command) {
   }
 }
 
+/// What was wrong when the arguments name no command of `app`.
+std::string describe_missing_command(const CLI::App& app) {
+  const std::vector<std::string> words = app.remaining();
+  if (words.empty()) return "no command given";
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
+  const std::string nearest = nearest_name(words.front(), names);
+  return fmt::format("unknown command \"{}\"{}; commands: {}", words.front(),
+                     nearest.empty() ? "" : fmt::format("; did you mean \"{}\"?", nearest),
+                     fmt::join(names, ", "));
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Trains, checks and samples transformer language models in FP8", "quaver");
-  app.require_subcommand(1);
   Command chosen;
   add_train(app, chosen);
   add_eval(app, chosen);
   add_sample(app, chosen);
   add_inspect(app, chosen);
   add_bench(app, chosen);
+  app.allow_extras();  // an unknown command is reported below; the commands themselves take no extras
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
     return fail_with(kUsage, fmt::format("{}. Hint: quaver --help", error.what()));
   }
+  if (!chosen) return fail_with(kUsage, describe_missing_command(app) + ". Hint: quaver --help");
   return run_guarded(chosen);
 }
 

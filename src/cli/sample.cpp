@@ -5,7 +5,7 @@
 #include <string>
 
 #include "cli/commands.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "train/generator.h"
 #include "train/run_folder.h"
 #include "train/run_precision.h"

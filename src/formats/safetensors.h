@@ -1,8 +1,8 @@
 /// The safetensors format: named arrays in one file.
 ///
 /// 8 bytes: header length N, little-endian; N bytes: a JSON object {name: {"dtype", "shape", "data_offsets":
-/// [begin, end]},
-/// "__metadata__": {string: string}}; then the arrays' bytes, which the offsets cover without gap or overlap.
+/// [begin, end]}, "__metadata__": {string: string}}; then the arrays' bytes, which the offsets cover without
+/// gap or overlap.
 #pragma once
 
 #include <cstddef>

@@ -24,11 +24,12 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-/// Parses a header and checks it against the number of bytes that follow it. Throws Error(data), without a file name.
+/// Parses a header and checks it against the number of bytes that follow it. Throws Error(data), without a
+/// file name.
 SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t data_bytes);
 
-/// The header, padded with spaces so that the data begins at a multiple of 8. Throws Error(usage) for names that do not
-/// form a header.
+/// The header, padded with spaces so that the data begins at a multiple of 8. Throws Error(usage) for names
+/// that do not form a header.
 std::string format_safetensors_header(const SafetensorsHeader& header);
 
 /// Bytes of an array. Throws Error(data) when a dimension is negative or the number leaves 64 bits.

@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "nn/rotary.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/language_model.h"
 #include "quaver/linear.h"
 #include "quaver/model_config.h"

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/linear.h"
 #include "quaver/model_config.h"
 #include "quaver/module.h"

@@ -1,7 +1,7 @@
 #include "quaver/linear.h"
 
 #include "base/check.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 namespace {

@@ -1,6 +1,6 @@
 #include "quaver/module.h"
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 

@@ -1,6 +1,6 @@
 #include "quaver/norm.h"
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 

@@ -2,7 +2,7 @@
 /// Error(usage) that names the operation, the operand, and both shapes or types.
 #pragma once
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "base/check.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/fp8_format.h"
 
 namespace quaver {

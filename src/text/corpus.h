@@ -14,11 +14,12 @@ constexpr std::int64_t kByteVocab = 257;
 
 /// Section [data] of a run file.
 struct DataConfig {
-  std::string path;                  ///< a folder (every file is a document) or a file (cut into pieces)
-  double val_fraction = 0.05;        ///< share of documents held back for validation, in (0, 1)
-  std::int64_t max_bytes = 0;        ///< stop gathering after that many bytes; 0: all
-  std::int64_t piece_bytes = 8192;   ///< a file is cut at the first line end after that many bytes, or at twice that
-  bool document_mask = true;         ///< attention does not cross document boundaries
+  std::string path;            ///< a folder (every file is a document) or a file (cut into pieces)
+  double val_fraction = 0.05;  ///< share of documents held back for validation, in (0, 1)
+  std::int64_t max_bytes = 0;  ///< stop gathering after that many bytes; 0: all
+  std::int64_t piece_bytes =
+      8192;                   ///< a file is cut at the first line end after that many bytes, or at twice that
+  bool document_mask = true;  ///< attention does not cross document boundaries
 
   friend bool operator==(const DataConfig&, const DataConfig&) = default;
 };

@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/linear.h"
 
 namespace quaver {

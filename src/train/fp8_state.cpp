@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 #include "base/random.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "text/corpus.h"
 #include "train/loss.h"
 

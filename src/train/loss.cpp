@@ -4,7 +4,7 @@
 #include <numbers>
 #include <numeric>
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 namespace {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string>
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 

@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 #include "base/files.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "base/random.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "train/flops.h"
 #include "train/trainer.h"
 

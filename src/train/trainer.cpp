@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "base/check.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "train/run_precision.h"
 
 namespace quaver {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/files.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "train/flops.h"
 #include "train/run_folder.h"
 #include "train/schedule.h"

@@ -69,7 +69,8 @@ TEST(Fp8Format, EveryFiniteByteSurvivesDecodeAndEncode) {
   for (const DType format : {DType::e4m3, DType::e5m2}) {
     for (int byte = 0; byte < 256; ++byte) {
       const float value = fp8_decode(format, byte);
-      if (std::isfinite(value)) EXPECT_EQ(fp8_encode(format, value), byte) << name_of(format);
+      if (!std::isfinite(value)) continue;
+      EXPECT_EQ(fp8_encode(format, value), byte) << name_of(format);
     }
   }
 }

@@ -9,7 +9,7 @@
 #include <numeric>
 
 #include "base/random.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/error.h"
 
 namespace quaver {

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "base/random.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/error.h"
 #include "quaver/fp8_format.h"
 
@@ -94,7 +94,9 @@ TEST_P(LinearTest, ComputesTheThreeProductsInFp32) {
   for (int n = 0; n < kOut; ++n) {
     double column = 0;
     for (int m = 0; m < kRows; ++m) column += dy[m * kOut + n];
-    if (n >= 2 && n < 7) EXPECT_NEAR(db[n - 2], column, 1e-6);
+    if (n >= 2 && n < 7) {
+      EXPECT_NEAR(db[n - 2], column, 1e-6);
+    }
     for (int k = 0; k < kIn; ++k) {
       double sum = 0;
       for (int m = 0; m < kRows; ++m) sum += static_cast<double>(dy[m * kOut + n]) * x[m * kIn + k];

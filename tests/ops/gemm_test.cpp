@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/random.h"
-#include "ops/backend.h"
 #include "ops/cpu/levels.h"
 #include "ops/pointwise_support.h"
+#include "quaver/backend.h"
 #include "quaver/error.h"
 #include "quaver/fp8_format.h"
 

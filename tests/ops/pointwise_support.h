@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "base/random.h"
-#include "ops/backend.h"
 #include "ops/cpu/levels.h"
+#include "quaver/backend.h"
 #include "quaver/error.h"
 
 namespace quaver::testing {

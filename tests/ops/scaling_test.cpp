@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/fp8_format.h"
 
 namespace quaver {

@@ -11,7 +11,7 @@
 
 #include "base/random.h"
 #include "formats/safetensors.h"
-#include "ops/backend.h"
+#include "quaver/backend.h"
 #include "quaver/language_model.h"
 #include "train/run_config.h"
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "ops/backend.h"
 #include "ops/cpu/kernels/rows.h"
+#include "quaver/backend.h"
 
 namespace quaver::cpu {
 

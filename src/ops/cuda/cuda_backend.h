@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "ops/backend.h"
+#include "quaver/backend.h"
 
 namespace quaver {
 

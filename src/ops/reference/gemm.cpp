@@ -33,8 +33,9 @@ float flush_denormal(float x) {
   return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
 }
 
-/// a * b + sum as the BF16 dot-product instructions compute it: rounded once to 24 bits, and zero of its sign when the rounded
-/// result lies below the smallest normal number. Double holds it exactly as far as the rounding to FP32 depends on it.
+/// a * b + sum as the BF16 dot-product instructions compute it: rounded once to 24 bits, and zero of its sign
+/// when the rounded result lies below the smallest normal number. Double holds it exactly as far as the
+/// rounding to FP32 depends on it.
 float flushed_multiply_add(float a, float b, float sum) {
   constexpr double kRoundsToNormal = 0x1p-126 - 0x1p-151;
   const double exact = static_cast<double>(a) * b + sum;
@@ -49,7 +50,8 @@ float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
     for (std::int64_t k = 0; k < length; ++k) sum += a(k) * b(k);
     return sum;
   }
-  for (std::int64_t k = 0; k < length; ++k) sum = flushed_multiply_add(flush_denormal(a(k)), flush_denormal(b(k)), sum);
+  for (std::int64_t k = 0; k < length; ++k)
+    sum = flushed_multiply_add(flush_denormal(a(k)), flush_denormal(b(k)), sum);
   return length % 2 == 1 ? sum + 0.0f : sum;
 }
 

@@ -131,8 +131,8 @@ void pack_key_blocks(const AttentionSequence& sequence, const HeadMatrix& matrix
   return sum;
 }
 
-/// 2^x for x <= 127, relative error below 2e-7; 0 below -126; NaN for a NaN that arithmetic made.
-/// Polynomial of 2^r, |r| <= 1/2: Cephes exp2f (S. Moshier).
+/// 2^x for x <= 127, relative error below 2e-7; 0 below -126; NaN for a NaN that arithmetic made. Polynomial
+/// of 2^r, |r| <= 1/2: Cephes exp2f (S. Moshier).
 [[gnu::always_inline]] inline f32x16 exp2(f32x16 x) {
   // 1.5 * 2^23: adding it rounds, and leaves the integer in the low bits.
   constexpr float kRound = 12582912.0f;

@@ -5,9 +5,9 @@
 /// exactly and stores them in the order in which the multiplication reads them, as *units* of 4 bytes:
 /// - an f32 number, one step of the contraction; or
 /// - two bf16 numbers, two steps, the one that comes first in the upper half: the dot-product instruction
-/// multiplies and
-///   adds the upper halves first, so that the sum runs in ascending order (one rounding per product).
-/// Which of the two is the level's choice. An odd BF16 contraction ends with a zero at every level.
+///   multiplies and adds the upper halves first, so that the sum runs in ascending order (one rounding per
+///   product). Which of the two is the level's choice. An odd BF16 contraction ends with a zero at every
+///   level.
 #pragma once
 
 #include <cstdint>

@@ -288,8 +288,8 @@ template <typename V, typename T>
   return load(lanes, Full{});
 }
 
-/// For functions marked [[gnu::flatten]]: g++ does not inline a large body that is called twice.
-/// body(column, lanes) over [0, count) in ascending order: whole vectors, then the tail.
+/// For functions marked [[gnu::flatten]]: g++ does not inline a large body that is called twice. body(column,
+/// lanes) over [0, count) in ascending order: whole vectors, then the tail.
 template <typename F>
 [[gnu::always_inline]] inline void for_vectors(std::int64_t count, F body) {
   std::int64_t i = 0;

@@ -1,0 +1,249 @@
+#include "program.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <regex>
+
+#include "support/errors.h"
+
+namespace quaver {
+namespace {
+
+using nlohmann::json;
+
+class ProgramTest : public testing::Test {
+ protected:
+  ProgramTest() {
+    for (int document = 0; document < 24; ++document) {
+      std::string text;
+      for (int line = 0; line < 20; ++line) {
+        text += "line " + std::to_string(line) + " of document " + std::to_string(document) +
+                ": a quick brown fox\n";
+      }
+      folder.write("text/" + std::to_string(document) + ".txt", text);
+    }
+  }
+
+  /// `quaver train configs/micro.toml` for a few steps on the text of this test, with more arguments.
+  ProgramResult train(std::vector<std::string> more = {}, const std::string& prelude = "") const {
+    std::vector<std::string> arguments = {"train",
+                                          std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml",
+                                          "data.path=" + folder.path("text"),
+                                          "run.dir=" + run,
+                                          "data.val_fraction=0.2",
+                                          "train.steps=6",
+                                          "train.save_every=3",
+                                          "train.eval_every=3"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_program(arguments, prelude);
+  }
+
+  void expect_error(const ProgramResult& result, int exit_code, const std::vector<std::string>& parts) const {
+    EXPECT_EQ(result.exit_code, exit_code) << result.err;
+    EXPECT_EQ(result.out, "");
+    EXPECT_TRUE(contains(result.err, "quaver: error: ")) << result.err;
+    for (const std::string& part : parts)
+      EXPECT_TRUE(contains(result.err, part)) << part << " in: " << result.err;
+  }
+
+  TemporaryFolder folder;
+  const std::string run = folder.path("run");
+};
+
+std::string last_line(const std::string& text) {
+  const std::size_t end = text.find_last_not_of('\n');
+  return text.substr(text.rfind('\n', end) + 1, end - text.rfind('\n', end));
+}
+
+TEST_F(ProgramTest, CommandsAreChecked) {
+  expect_error(run_program({}), 2, {"no command given", "--help"});
+  expect_error(run_program({"trian"}), 2,
+               {"unknown command \"trian\"", "did you mean \"train\"?", "inspect"});
+  expect_error(run_program({"bench"}), 2, {"--help"});
+  expect_error(run_program({"eval"}), 2, {"run"});
+  expect_error(run_program({"eval", run, "--jsonn"}), 2, {"--jsonn"});
+  expect_error(run_program({"sample", run, "--tokens", "-1"}), 2, {"--tokens"});
+  expect_error(run_program({"sample", run, "--temperature", "warm"}), 2, {"--temperature"});
+}
+
+TEST_F(ProgramTest, HelpIsNoError) {
+  const ProgramResult result = run_program({"--help"});
+  EXPECT_EQ(result.exit_code, 0);
+  for (const char* command : {"train", "eval", "sample", "inspect", "bench"})
+    EXPECT_TRUE(contains(result.out, command));
+}
+
+TEST_F(ProgramTest, ConfigurationsAreChecked) {
+  expect_error(train({"train.stepz=3"}), 2, {"train.stepz", "train.steps"});
+  expect_error(train({"train.steps=many"}), 2, {"train.steps", "expected", "many"});
+  expect_error(train({"train.lr=-1"}), 2, {"train.lr", "expected", "-1"});
+  expect_error(train({"model.kv_heads=3"}), 2, {"model.kv_heads"});
+  expect_error(train({"model.vocab=100"}), 2, {"model.vocab", "257"});
+  expect_error(train({"backend=cuda"}), 2, {"CUDA"});
+  expect_error(train({"backend=tpu"}), 2, {"backend", "tpu"});
+  EXPECT_FALSE(std::filesystem::exists(run));
+}
+
+TEST_F(ProgramTest, DataIsChecked) {
+  expect_error(run_program({"train", folder.path("none.toml")}), 3, {"none.toml"});
+  expect_error(train({"data.path=" + folder.path("none")}), 3, {"none"});
+  std::filesystem::create_directory(folder.path("empty"));
+  expect_error(train({"data.path=" + folder.path("empty")}), 3, {"empty"});
+  expect_error(train({"data.path=" + folder.write("short.txt", "few bytes")}), 3, {"short.txt"});
+  EXPECT_FALSE(std::filesystem::exists(run));
+  expect_error(run_program({"eval", run}), 3, {"not a run folder"});
+  expect_error(run_program({"sample", folder.path("text")}), 3, {"not a run folder"});
+  expect_error(run_program({"inspect", run}), 3, {"not a run folder"});
+}
+
+TEST_F(ProgramTest, TrainsEvaluatesSamplesAndInspects) {
+  const ProgramResult trained = train({"--json"});
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  const json result = json::parse(trained.out);
+  EXPECT_EQ(result.at("steps"), 6);
+  EXPECT_EQ(result.at("fp8_modules_all_gemms"), result.at("linear_modules"));
+  EXPECT_GT(result.at("peak_process_bytes"), result.at("peak_tensor_bytes"));
+
+  const json evaluated = json::parse(run_program({"eval", run, "--json"}).out);
+  EXPECT_EQ(evaluated.at("val_loss"), result.at("val_loss"));
+  EXPECT_EQ(evaluated.at("val_bpb"), result.at("val_bpb"));
+  EXPECT_EQ(evaluated.at("step"), 6);
+  EXPECT_EQ(json::parse(run_program({"eval", run, "threads=3", "--json"}).out), evaluated);
+  EXPECT_TRUE(contains(run_program({"eval", run}).out, "bits per byte"));
+
+  const json inspected = json::parse(run_program({"inspect", run, "--json"}).out);
+  EXPECT_EQ(inspected.at("count"), 11);
+  ASSERT_EQ(inspected.at("modules").size(), 11u);
+  for (const json& module : inspected.at("modules")) {
+    EXPECT_EQ(module.at("fprop").at("types"), "e4m3 x e4m3 -> bf16");
+    EXPECT_EQ(module.at("dgrad").at("types"), "e5m2 x e4m3 -> bf16");
+    EXPECT_EQ(module.at("wgrad").at("types"), "e5m2 x e4m3 -> f32");
+    EXPECT_EQ(module.at("wgrad").at("fp8_runs"), 6);
+    EXPECT_EQ(module.at("wgrad").at("other_runs"), 0);
+    EXPECT_GT(module.at("weight").at("last_amax"), 0);
+    EXPECT_NE(module.at("grad_output").at("scale"), 1);
+  }
+  EXPECT_EQ(last_line(run_program({"inspect", run}).out), "11 modules with FP8 state");
+}
+
+TEST_F(ProgramTest, SamplesAreAFunctionOfTheSeed) {
+  ASSERT_EQ(train().exit_code, 0);
+  const auto sample = [&](const std::string& seed) {
+    return run_program({"sample", run, "--prompt", "line", "--tokens", "30", "--seed", seed}).out;
+  };
+  const std::string text = sample("1");
+  EXPECT_TRUE(text.starts_with("line"));
+  EXPECT_EQ(sample("1"), text);
+  EXPECT_NE(sample("2"), text);
+  const std::vector<std::string> greedy = {"sample",        run, "--prompt", "line", "--tokens", "100",
+                                           "--temperature", "0", "--json"};
+  const json result = json::parse(run_program(greedy).out);
+  EXPECT_EQ(result.at("prompt"), "line");
+  EXPECT_LE(result.at("tokens"), 100);
+  EXPECT_EQ(json::parse(run_program(greedy).out), result);
+}
+
+TEST_F(ProgramTest, ProgressAndResultsHaveTheirForms) {
+  const ProgramResult result = train({"train.log_every=2"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::regex line(
+      R"(step 2/6 33\.3% \| loss \d+\.\d{4} \| bpb \d+\.\d\d \| \|g\| \d+\.\d\d \| lr \d\.\de-\d \| \S+ tok/s \| mfu \d+% \| )"
+      R"(fp8 sat \S+ uf \S+ \| \d+ ms \| eta \d+s\n)");
+  EXPECT_TRUE(std::regex_search(result.err, line)) << result.err;
+  EXPECT_FALSE(contains(result.err, "step 3/6 50.0%"));
+  EXPECT_FALSE(contains(result.err, "\r"));
+  EXPECT_TRUE(contains(result.err, "step 3/6 | validation loss "));
+  for (const char* part : {"train loss", "validation loss", "nats per token", "bits per byte", "tokens/s",
+                           "11 of 11 Linear modules, all three GEMMs", "peak memory", "run folder"}) {
+    EXPECT_TRUE(contains(result.out, part)) << part;
+  }
+}
+
+TEST_F(ProgramTest, ARunThatIsNotFp8SaysSo) {
+  const ProgramResult result = train({"precision=bf16"});
+  EXPECT_TRUE(contains(result.out, "0 of 11 Linear modules")) << result.out;
+  EXPECT_FALSE(contains(result.err, "fp8 sat"));
+  const std::string inspected = run_program({"inspect", run}).out;
+  EXPECT_TRUE(contains(inspected, "bf16 x bf16 -> bf16"));
+  EXPECT_EQ(last_line(inspected), "0 modules with FP8 state");
+}
+
+TEST_F(ProgramTest, TheReferenceBackendTrains) {
+  const ProgramResult result =
+      train({"backend=reference", "train.steps=2", "train.batch=1", "train.eval_batches=1"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(contains(result.out, "11 of 11 Linear modules, all three GEMMs"));
+}
+
+TEST_F(ProgramTest, AnExistingRunIsRefused) {
+  ASSERT_EQ(train().exit_code, 0);
+  const std::string model = read_file(run + "/model.safetensors");
+  expect_error(train(), 2, {"run.dir", "already holds a run", "Hint"});
+  EXPECT_EQ(read_file(run + "/model.safetensors"), model);
+}
+
+TEST_F(ProgramTest, NumbersThatAreNotFiniteEndTheRun) {
+  const ProgramResult result = train({"model.init_std=1e30"});
+  EXPECT_EQ(result.exit_code, 4) << result.err;
+  EXPECT_TRUE(contains(result.err, "quaver: error: step 1: loss ")) << result.err;
+  EXPECT_TRUE(contains(result.err, "Hint: ")) << result.err;
+  EXPECT_FALSE(std::filesystem::exists(run + "/model.safetensors"));
+}
+
+TEST_F(ProgramTest, AFullDiskForMetricsEndsTheRun) {
+  std::filesystem::create_directory(run);
+  std::filesystem::create_symlink("/dev/full", run + "/metrics.jsonl");
+  const ProgramResult result = train();
+  EXPECT_EQ(result.exit_code, 1) << result.err;
+  EXPECT_TRUE(contains(result.err, "metrics.jsonl: cannot append: No space left on device")) << result.err;
+}
+
+TEST_F(ProgramTest, ADiskThatFillsUpKeepsTheLastSavedModel) {
+  // Files may grow to 64 blocks of 512 bytes: the metrics fit, the model does not.
+  const ProgramResult result = train({}, "trap '' XFSZ; ulimit -f 64");
+  EXPECT_EQ(result.exit_code, 1) << result.err;
+  EXPECT_TRUE(contains(result.err, "model.safetensors")) << result.err;
+  EXPECT_TRUE(contains(result.err, "cannot write")) << result.err;
+  EXPECT_FALSE(std::filesystem::exists(run + "/model.safetensors"));
+  EXPECT_FALSE(std::filesystem::exists(run + "/model.safetensors.next.tmp"));
+}
+
+TEST_F(ProgramTest, AResultThatCannotBePrintedIsAFailure) {
+  ASSERT_EQ(train().exit_code, 0);
+  const ProgramResult result = run_program({"inspect", run}, "exec > /dev/full");
+  EXPECT_EQ(result.exit_code, 1) << result.err;
+  EXPECT_TRUE(contains(result.err, "quaver: error: ")) << result.err;
+}
+
+TEST_F(ProgramTest, ASignalStopsAndSaves) {
+  const ProgramResult result =
+      train({"train.steps=1000000", "train.log_every=1"},
+            "(for i in $(seq 600); do sleep 0.1; test -s " + shell_quoted(run + "/metrics.jsonl") +
+                " && break; done; kill -INT $(cat " + shell_quoted(folder.path("pid")) +
+                ")) & sh -c 'echo $PPID' > " + shell_quoted(folder.path("pid")));
+  EXPECT_EQ(result.exit_code, 75) << result.err;
+  EXPECT_TRUE(contains(result.out, "stopped")) << result.out;
+  EXPECT_EQ(run_program({"eval", run}).exit_code, 0);
+}
+
+TEST_F(ProgramTest, BenchStepComparesFp8WithBf16) {
+  const std::string config = std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml";
+  const ProgramResult result = run_program(
+      {"bench", "step", config, "--micro-batch", "1", "--context", "32", "--steps", "2", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json numbers = json::parse(result.out);
+  EXPECT_EQ(numbers.at("micro_batch"), 1);
+  EXPECT_EQ(numbers.at("context"), 32);
+  EXPECT_EQ(numbers.at("flops_per_token"), 6 * 28704 + 6 * 32 * 32 * 2);
+  for (const char* precision : {"fp8", "bf16"}) {
+    EXPECT_GT(numbers.at(precision).at("tokens_per_s"), 0);
+    EXPECT_GT(numbers.at(precision).at("mfu"), 0);
+    EXPECT_LT(numbers.at(precision).at("mfu"), 1.5);
+  }
+  EXPECT_GT(numbers.at("fp8_over_bf16"), 0);
+}
+
+}  // namespace
+}  // namespace quaver
