@@ -1,43 +1,41 @@
 #include "base/threads.h"
 
-#include <omp.h>
+#include <tbb/info.h>
+#include <tbb/task_arena.h>
+#include <tbb/task_group.h>
 
 #include <algorithm>
-#include <exception>
-#include <mutex>
+#include <atomic>
 
 #include "base/check.h"
 
 namespace quaver {
 
 int available_threads() {
-  return omp_get_num_procs();
+  return tbb::info::default_concurrency();
 }
 
 Threads::Threads(int count) : count_(count == 0 ? available_threads() : count) {
   require(count >= 0 && count <= 1024,
           "threads: expected a number in [0, 1024] (0: all processors), found {}", count);
+  arena_ = std::make_shared<tbb::task_arena>(count_);
 }
 
 void Threads::for_each_on_thread(std::int64_t items,
                                  const std::function<void(std::int64_t, int)>& body) const {
-  if (count_ == 1 || items <= 1) {
-    for (std::int64_t item = 0; item < items; ++item) body(item, 0);
-    return;
-  }
-  std::exception_ptr error;
-  std::mutex error_mutex;
+  std::atomic<std::int64_t> next = 0;
+  const auto take_items = [&](int thread) {
+    for (std::int64_t item = next++; item < items; item = next++) body(item, thread);
+  };
   const int team = static_cast<int>(std::min<std::int64_t>(count_, items));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-  for (std::int64_t item = 0; item < items; ++item) {
-    try {
-      body(item, omp_get_thread_num());
-    } catch (...) {
-      const std::lock_guard lock(error_mutex);
-      if (!error) error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
+  if (team <= 1) return take_items(0);
+  // The caller takes items too and waits only for items that others have begun, never for a helper that the
+  // system has not scheduled: a barrier over all threads would cost a time slice a loop on a busy machine.
+  arena_->execute([&] {
+    tbb::task_group helpers;
+    for (int thread = 1; thread < team; ++thread) helpers.run([&, thread] { take_items(thread); });
+    helpers.run_and_wait([&] { take_items(0); });
+  });
 }
 
 void Threads::for_each(std::int64_t items, const std::function<void(std::int64_t)>& body) const {

@@ -2,8 +2,11 @@
 /// threads.
 #pragma once
 
+#include <tbb/task_arena.h>
+
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 namespace quaver {
 
@@ -13,8 +16,8 @@ int available_threads();
 /// A fixed number of threads that share the items of a loop.
 ///
 /// Items are handed out in ascending order by a counter; which thread runs an item is not defined, so an item
-/// must write only what belongs to it. An exception thrown by an item is rethrown by `for_each` after the
-/// loop has ended.
+/// must write only what belongs to it. The first exception thrown by an item ends the loop and is rethrown;
+/// items that had not begun are then left out.
 class Threads {
  public:
   /// `count` threads; 0 means `available_threads()`.
@@ -34,6 +37,7 @@ class Threads {
 
  private:
   int count_;
+  std::shared_ptr<tbb::task_arena> arena_;  // copies of this object share it
 };
 
 }  // namespace quaver

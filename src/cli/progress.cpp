@@ -1,6 +1,7 @@
 #include "cli/progress.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -21,6 +22,12 @@ void remember_signal(int number) {
 
 double share(std::int64_t part, std::int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+std::size_t terminal_width() {
+  winsize size{};
+  const bool known = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+  return known ? size.ws_col : 80;
 }
 
 /// "0", "0.02%": a count that is not zero never reads as zero.
@@ -49,6 +56,10 @@ std::string progress_line(const StepReport& report, std::int64_t steps, double f
 
 Progress::Progress(const RunConfig& config, double peak)
     : config_(config), peak_(peak), terminal_(::isatty(STDERR_FILENO) == 1) {}
+
+Progress::~Progress() {
+  if (line_is_open_) std::fputc('\n', stderr);
+}
 
 void Progress::started(const RunStart& start) {
   flops_per_token_ = start.flops_per_token;
@@ -83,9 +94,12 @@ bool Progress::stop_requested() {
 }
 
 void Progress::show(const std::string& line, bool keep) {
-  // On a terminal the line replaces the last one; what is left of a longer one is erased.
-  fmt::print(stderr, "{}{}{}", terminal_ ? "\r\033[K" : "", line, keep ? "\n" : "");
+  // On a terminal the line replaces the last one; what is left of a longer one is erased. A live line that wrapped could
+  // not be replaced.
+  const std::string shown = terminal_ && !keep ? line.substr(0, terminal_width() - 1) : line;
+  fmt::print(stderr, "{}{}{}", terminal_ ? "\r\033[K" : "", shown, keep ? "\n" : "");
   std::fflush(stderr);
+  line_is_open_ = !keep;
 }
 
 void catch_signals() {

@@ -17,6 +17,9 @@ class Progress : public TrainingObserver {
  public:
   /// `peak`: floating-point operations per second that MFU refers to; 0: unknown.
   Progress(const RunConfig& config, double peak);
+  ~Progress() override;  ///< ends the live line
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
 
   void started(const RunStart& start) override;
   void stepped(const StepReport& report) override;
@@ -30,6 +33,7 @@ class Progress : public TrainingObserver {
   double peak_, flops_per_token_ = 0;
   double seconds_per_step_ = 0;  // running mean, for the time left
   bool terminal_;
+  bool line_is_open_ = false;
 };
 
 /// From now on the first SIGINT or SIGTERM asks for an end; a second one ends the program at once.

@@ -1,8 +1,9 @@
 #include "train/run_folder.h"
 
-#include <cstring>
+#include <charconv>
 #include <filesystem>
 #include <map>
+#include <system_error>
 #include <utility>
 
 #include "base/check.h"
@@ -82,6 +83,15 @@ std::string metadata_of(const Safetensors& file, const std::string& key, const s
   const auto found = file.metadata.find(key);
   if (found == file.metadata.end()) fail(ErrorKind::data, "{}: has no \"{}\" in its metadata", path, key);
   return found->second;
+}
+
+std::int64_t step_from(const std::string& text, const std::string& path) {
+  std::int64_t step = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  if (error != std::errc() || end != text.data() + text.size() || step < 0) {
+    fail(ErrorKind::data, "{}: \"{}\" is not a number of steps", path, text);
+  }
+  return step;
 }
 
 Safetensors read_part(const std::string& path) {
@@ -171,7 +181,7 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
     fail(ErrorKind::data, "{}: of step {}, but model.safetensors is of step {}: saving was interrupted",
          fp8_file, metadata_of(fp8, "step", fp8_file), step);
   }
-  loaded.step = std::stoll(step);
+  loaded.step = step_from(step, model_file);
   loaded.model = std::make_unique<LanguageModel>(make_backend(config.backend, config.threads), config.model,
                                                  config.train.seed);
   loaded.model->set_fp8_lm_head(config.fp8.lm_head);

@@ -7,6 +7,7 @@
 #include <regex>
 
 #include "support/errors.h"
+#include "train/training_support.h"
 
 namespace quaver {
 namespace {
@@ -15,16 +16,7 @@ using nlohmann::json;
 
 class ProgramTest : public testing::Test {
  protected:
-  ProgramTest() {
-    for (int document = 0; document < 24; ++document) {
-      std::string text;
-      for (int line = 0; line < 20; ++line) {
-        text += "line " + std::to_string(line) + " of document " + std::to_string(document) +
-                ": a quick brown fox\n";
-      }
-      folder.write("text/" + std::to_string(document) + ".txt", text);
-    }
-  }
+  ProgramTest() { write_text(folder); }
 
   /// `quaver train configs/micro.toml` for a few steps on the text of this test, with more arguments.
   ProgramResult train(std::vector<std::string> more = {}, const std::string& prelude = "") const {
@@ -185,7 +177,7 @@ TEST_F(ProgramTest, AnExistingRunIsRefused) {
 }
 
 TEST_F(ProgramTest, NumbersThatAreNotFiniteEndTheRun) {
-  const ProgramResult result = train({"model.init_std=1e30"});
+  const ProgramResult result = train({"model.init_std=3e38"});
   EXPECT_EQ(result.exit_code, 4) << result.err;
   EXPECT_TRUE(contains(result.err, "quaver: error: step 1: loss ")) << result.err;
   EXPECT_TRUE(contains(result.err, "Hint: ")) << result.err;

@@ -112,6 +112,8 @@ def logits(p, batch, c):
     return linear(p, "lm_head", x)
 
 
-def mean_loss(p, batch, c):
-    log_p = jax.nn.log_softmax(logits(p, batch, c), axis=-1)
-    return -jnp.mean(jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1))
+def loss_and_logits(p, batch, c):
+    """The mean loss, and the logits it comes from."""
+    z = logits(p, batch, c)
+    log_p = jax.nn.log_softmax(z, axis=-1)
+    return -jnp.mean(jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1)), z
