@@ -64,6 +64,9 @@ struct ModelConfig {
 /// run file and a colon ("model.kv_heads: expected ..., found ...").
 void validate(const ModelConfig& config);
 
+/// Features of the attention gate's projection: 0, heads, or heads * head_dim.
+std::int64_t gate_features(const ModelConfig& config);
+
 /// Elements of all parameters; a tied lm_head counts once.
 std::int64_t parameter_count(const ModelConfig& config);
 

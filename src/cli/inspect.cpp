@@ -10,13 +10,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr std::array<const char*, 3> kGemmNames = {"fprop", "dgrad", "wgrad"};
-constexpr std::array<std::pair<const char*, std::optional<SlotState> LinearState::*>, 3> kSlots = {{
-    {"input", &LinearState::input},
-    {"weight", &LinearState::weight},
-    {"grad_output", &LinearState::grad_output},
-}};
-
 /// "e5m2 x e4m3 -> bf16"
 std::string types_of(const GemmRecord& gemm) {
   if (gemm.fp8_runs + gemm.other_runs == 0) return "never ran";

@@ -9,18 +9,6 @@ std::unique_ptr<Linear> make_linear(Backend& backend, std::int64_t in, std::int6
   return std::make_unique<Linear>(backend, Linear::Options{in, out, 0, bias ? out : 0});
 }
 
-std::int64_t gate_columns(const ModelConfig& config) {
-  switch (config.gate) {
-    case GateKind::none:
-      return 0;
-    case GateKind::headwise:
-      return config.heads;
-    case GateKind::elementwise:
-      return config.heads * config.head_dim;
-  }
-  return 0;
-}
-
 }  // namespace
 
 Attention::Attention(Backend& backend, const ModelConfig& config, const Rotary* rotary)
@@ -28,7 +16,7 @@ Attention::Attention(Backend& backend, const ModelConfig& config, const Rotary* 
       config_(config),
       q_columns_(config.heads * config.head_dim),
       kv_columns_(config.kv_heads * config.head_dim),
-      gate_columns_(gate_columns(config)) {
+      gate_columns_(gate_features(config)) {
   if (rotary) rotary_.cosine = rotary->cosine(), rotary_.sine = rotary->sine();
   const bool gate_bias = config.gate_bias && gate_columns_ > 0;
   if (config.packed_qkv) {

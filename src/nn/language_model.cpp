@@ -10,10 +10,6 @@
 namespace quaver {
 namespace {
 
-bool ends_with(const std::string& name, std::string_view suffix) {
-  return name.ends_with(suffix);
-}
-
 /// Fills every parameter by its name, so that a value depends on the seed and the name alone.
 class Initializer : public ModuleVisitor {
  public:
@@ -21,25 +17,23 @@ class Initializer : public ModuleVisitor {
       : backend_(backend), config_(config), seed_(seed) {}
 
   void parameter(const std::string& name, Parameter& parameter) override {
-    if (ends_with(name, ".gain")) {
+    if (name.ends_with(".gain")) {
       backend_.fill(parameter.value, 1);
-    } else if (ends_with(name, ".bias")) {
+    } else if (name.ends_with(".bias")) {
       backend_.fill(parameter.value, 0);
     } else {
-      const bool writes_residual = ends_with(name, "out_proj.weight") || ends_with(name, "down_proj.weight");
+      const bool writes_residual = name.ends_with("out_proj.weight") || name.ends_with("down_proj.weight");
       const float depth = writes_residual ? std::sqrt(2.0f * static_cast<float>(config_.layers)) : 1.0f;
       backend_.fill_normal(parameter.value, 0, config_.init_std / depth, seed_, stable_hash(name));
     }
-    if (ends_with(name, "attention.gate_proj.bias")) backend_.fill(parameter.value, config_.gate_bias_init);
-    if (ends_with(name, "attention.qkv_proj.bias") && config_.gate_bias)
+    if (name.ends_with("attention.gate_proj.bias")) backend_.fill(parameter.value, config_.gate_bias_init);
+    if (name.ends_with("attention.qkv_proj.bias") && config_.gate_bias)
       fill_packed_gate_bias(parameter.value);
   }
 
  private:
   void fill_packed_gate_bias(const Tensor& bias) {
-    const std::int64_t gate = config_.gate == GateKind::none       ? 0
-                              : config_.gate == GateKind::headwise ? config_.heads
-                                                                   : config_.heads * config_.head_dim;
+    const std::int64_t gate = gate_features(config_);
     if (gate > 0) backend_.fill(bias.slice(bias.elements() - gate, gate), config_.gate_bias_init);
   }
 

@@ -29,18 +29,6 @@ void check_rotary(const ModelConfig& config) {
           config.head_dim, config.rope_fraction, rotated);
 }
 
-std::int64_t gate_features(const ModelConfig& config) {
-  switch (config.gate) {
-    case GateKind::none:
-      return 0;
-    case GateKind::headwise:
-      return config.heads;
-    case GateKind::elementwise:
-      return config.heads * config.head_dim;
-  }
-  return 0;
-}
-
 std::int64_t linear(std::int64_t in, std::int64_t out, bool bias) {
   return in * out + (bias ? out : 0);
 }
@@ -77,6 +65,18 @@ void validate(const ModelConfig& config) {
   require(std::isfinite(config.gate_bias_init), "model.gate_bias_init: expected a finite number, found {}",
           config.gate_bias_init);
   if (config.position == PositionKind::rope) check_rotary(config);
+}
+
+std::int64_t gate_features(const ModelConfig& config) {
+  switch (config.gate) {
+    case GateKind::none:
+      return 0;
+    case GateKind::headwise:
+      return config.heads;
+    case GateKind::elementwise:
+      return config.heads * config.head_dim;
+  }
+  return 0;
 }
 
 std::int64_t parameter_count(const ModelConfig& config) {

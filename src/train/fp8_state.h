@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "formats/safetensors.h"
@@ -25,6 +26,14 @@ struct LinearState {
   bool owns_input = true;           ///< false: the input slot is that of a sibling, and absent here
   std::optional<SlotState> input, weight, grad_output;
 };
+
+/// The names of LinearState::gemms and of its slots, in files and in reports.
+inline constexpr std::array<const char*, 3> kGemmNames = {"fprop", "dgrad", "wgrad"};
+inline constexpr std::array<std::pair<const char*, std::optional<SlotState> LinearState::*>, 3> kSlots = {{
+    {"input", &LinearState::input},
+    {"weight", &LinearState::weight},
+    {"grad_output", &LinearState::grad_output},
+}};
 
 std::vector<LinearState> capture_fp8_state(Backend& backend, Module& module);
 

@@ -9,13 +9,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr std::array<const char*, 3> kGemmNames = {"fprop", "dgrad", "wgrad"};
-constexpr std::array<std::pair<const char*, std::optional<SlotState> LinearState::*>, 3> kSlots = {{
-    {"input", &LinearState::input},
-    {"weight", &LinearState::weight},
-    {"grad_output", &LinearState::grad_output},
-}};
-
 /// The value of `all` whose name is `name`.
 template <typename E, std::size_t N>
 E named(const std::array<E, N>& all, const std::string& name) {
