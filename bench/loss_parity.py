@@ -102,7 +102,7 @@ def main():
     arguments.out.mkdir(parents=True, exist_ok=True)
     variants = {**PRECISIONS, **GATES}
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = [(settings, seed) for seed in arguments.seeds for settings in distinct(variants)]
+        runs = [(settings, seed) for settings in distinct(variants) for seed in arguments.seeds]
         for done in [pool.submit(train, arguments, *run) for run in runs]:
             done.result()
     tables = [table(arguments, PRECISIONS, "bf16"), table(arguments, GATES, "fp8 none")]
