@@ -38,6 +38,11 @@ class Operands {
     require(tensor.shape().size() == 2, "{}: {} has shape {}, expected a matrix", operation_, name,
             to_string(tensor.shape()));
   }
+  /// A contiguous f32 matrix of any number of rows.
+  void expect_table(const Tensor& tensor, const char* name, std::int64_t cols) const {
+    expect_real_matrix(tensor, name);
+    expect_contiguous(tensor, name, DType::f32, {tensor.rows(), cols});
+  }
   /// An Output of the shape of x, whose high-precision part has x's type.
   void expect_output(const Output& output, const char* name, DType dtype, const Shape& shape) const {
     require(output.values.defined() || output.quantized.defined(), "{}: output {} asks for nothing",
@@ -146,7 +151,12 @@ void check_fill(const Tensor& destination) {
           "fill: expected a contiguous tensor that is not FP8");
 }
 
+void check_fill_normal(const Tensor& destination) {
+  Operands("fill_normal").expect_contiguous(destination, "destination", DType::f32, destination.shape());
+}
+
 void check_convert(const Tensor& source, const Tensor& destination) {
+  require(source.defined() && destination.defined(), "convert: a tensor is absent");
   require(is_real(source.dtype()) && is_real(destination.dtype()) && source.contiguous() &&
               destination.contiguous() && source.shape() == destination.shape(),
           "convert: expected contiguous real tensors of one shape, found {} {} and {} {}",
@@ -188,6 +198,9 @@ void check_norm_backward(std::string_view operation, const Tensor& dy, const Ten
   operands.expect_contiguous(dgain, "dgain", DType::f32, {x.cols()});
   operands.expect_optional(dbias, "dbias", DType::f32, {x.cols()});
   operands.expect_optional(mean, "mean", DType::f32, {x.rows()});
+  require(mean.defined() == dbias.defined(),
+          "{}: LayerNorm has both mean and dbias, RMSNorm neither; {} is absent", operation,
+          mean.defined() ? "dbias" : "mean");
   operands.expect_contiguous(rstd, "rstd", DType::f32, {x.rows()});
 }
 
@@ -301,11 +314,10 @@ void check_embedding(const Tensor& tokens, const Tensor& table, const Tensor& po
   const Operands operands("embedding");
   operands.expect_real_matrix(out, "out");
   operands.expect_contiguous(tokens, "tokens", DType::i32, {out.rows()});
-  operands.expect_contiguous(table, "table", DType::f32, {table.dim(0), out.cols()});
+  operands.expect_table(table, "table", out.cols());
   if (!position_table) return;
   operands.expect_contiguous(positions, "positions", DType::i32, {out.rows()});
-  operands.expect_contiguous(position_table, "position_table", DType::f32,
-                             {position_table.dim(0), out.cols()});
+  operands.expect_table(position_table, "position_table", out.cols());
 }
 
 void check_embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,

@@ -15,6 +15,7 @@ GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const
 
 void check_copy(const Tensor& source, const Tensor& destination);
 void check_fill(const Tensor& destination);
+void check_fill_normal(const Tensor& destination);
 void check_convert(const Tensor& source, const Tensor& destination);
 void check_cast(const Tensor& x, const Output& output);
 void check_sum_rows(const Tensor& x, const Tensor& sums);

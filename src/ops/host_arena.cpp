@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <new>
 
 namespace quaver {
@@ -26,6 +27,8 @@ HostArena::~HostArena() {
 }
 
 std::shared_ptr<Storage> HostArena::allocate(std::size_t bytes) {
+  // More than any machine has, and more than rounding could represent.
+  if (bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
   const std::size_t size = rounded(bytes);
   void* block = nullptr;
   {

@@ -1,5 +1,6 @@
 #include "ops/host_backend.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
@@ -11,6 +12,8 @@ HostBackend::HostBackend() : arena_(std::make_shared<HostArena>()) {}
 HostBackend::~HostBackend() = default;
 
 Tensor HostBackend::allocate(DType dtype, Shape shape) {
+  require(std::all_of(shape.begin(), shape.end(), [](std::int64_t extent) { return extent >= 0; }),
+          "allocate: negative extent in shape {}", to_string(shape));
   const auto bytes = static_cast<std::size_t>(element_count(shape)) * size_of(dtype);
   return {arena_->allocate(bytes), dtype, std::move(shape)};
 }

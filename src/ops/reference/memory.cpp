@@ -41,7 +41,7 @@ void ReferenceBackend::fill(const Tensor& destination, double value) {
 
 void ReferenceBackend::fill_normal(const Tensor& destination, float mean, float std, std::uint64_t seed,
                                    std::uint64_t stream) {
-  check_fill(destination);
+  check_fill_normal(destination);
   const Random random(seed, stream);
   for (std::int64_t i = 0; i < destination.elements(); ++i) {
     destination.data<float>()[i] = mean + std * random.normal(static_cast<std::uint64_t>(i));

@@ -1,0 +1,82 @@
+/// AdamW and the norm of gradients against formulas in double.
+#include <limits>
+
+#include "support/backend_test.h"
+
+namespace quaver::testing {
+namespace {
+
+/// Three steps of a dozen FP32 roundings each.
+constexpr double kBound = 1e-6;
+
+struct Weights {
+  Doubles value, m, v;
+};
+
+/// The formulas of backend.h.
+Weights adamw(Weights w, const AdamWStep& step, double clip, const Doubles& gradient) {
+  const double beta1 = step.beta1, beta2 = step.beta2, lr = step.lr, count = static_cast<double>(step.step);
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    const double g = gradient[i] * clip;
+    w.m[i] = beta1 * w.m[i] + (1 - beta1) * g;
+    w.v[i] = beta2 * w.v[i] + (1 - beta2) * g * g;
+    const double m_hat = w.m[i] / (1 - std::pow(beta1, count)), v_hat = w.v[i] / (1 - std::pow(beta2, count));
+    w.value[i] -= lr * (m_hat / (std::sqrt(v_hat) + static_cast<double>(step.epsilon)) +
+                        static_cast<double>(step.weight_decay) * w.value[i]);
+  }
+  return w;
+}
+
+class OptimizerOperation : public BackendTest {};
+INSTANTIATE_TEST_SUITE_P(Backends, OptimizerOperation, host_backends(), backend_name);
+
+TEST_P(OptimizerOperation, AdamWFollowsItsFormulasWithAndWithoutClipping) {
+  constexpr float kNorm = 5;
+  for (const auto& [max_norm, clip] : {std::pair{0.0f, 1.0}, std::pair{2.0f, 0.4}, std::pair{7.0f, 1.0}}) {
+    Weights expected{normal_values(33, 1), Doubles(33), Doubles(33)};
+    const Tensor value = vector(expected.value), m = vector(expected.m), v = vector(expected.v);
+    for (int count = 1; count <= 3; ++count) {
+      const AdamWStep step{.lr = 0.01f, .epsilon = 0.02f, .weight_decay = 0.1f, .step = count};
+      const Doubles gradient = normal_values(33, 1 + static_cast<std::uint64_t>(count));
+      backend->adamw(step, vector({kNorm}), max_norm, vector(gradient), value, m, v);
+      expected = adamw(expected, step, clip, gradient);
+    }
+    expect_close(floats(value), expected.value, kBound, "value");
+    expect_close(floats(m), expected.m, kBound, "m");
+    expect_close(floats(v), expected.v, kBound, "v");
+  }
+}
+
+TEST_P(OptimizerOperation, TheFirstStepMovesEveryWeightByTheLearningRate) {
+  const Tensor value = vector({1, 1, 1}), m = vector({0, 0, 0}), v = vector({0, 0, 0});
+  backend->adamw({.lr = 0.125f, .epsilon = 0}, vector({1}), 0, vector({1e-3, -7, 100}), value, m, v);
+  expect_close(floats(value), {0.875, 1.125, 0.875}, kBound, "value");
+}
+
+TEST_P(OptimizerOperation, AdamWWritesNothingWhenTheNormIsNotFinite) {
+  for (const double norm : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+    const Tensor value = vector({1, 2}), m = vector({3, 4}), v = vector({5, 6});
+    backend->adamw({.lr = 1}, vector({norm}), 1, vector({1, 1}), value, m, v);
+    EXPECT_EQ(floats(value), (std::vector<float>{1, 2}));
+    EXPECT_EQ(floats(m), (std::vector<float>{3, 4}));
+    EXPECT_EQ(floats(v), (std::vector<float>{5, 6}));
+  }
+}
+
+TEST_P(OptimizerOperation, TheNormSpansAllTensorsAndIsSummedInDouble) {
+  const Tensor norm = backend->allocate(DType::f32, {1});
+  backend->global_norm(std::vector{vector({3}), vector({0, -4, 12})}, norm);
+  EXPECT_EQ(floats(norm)[0], 13.0f);
+  // In FP32 the squares of the ones would be lost beside that of 4096, and that of 1e30 would overflow.
+  Doubles values(20001, 1.0);
+  values[0] = 4096;
+  backend->global_norm(std::vector{vector(values)}, norm);
+  EXPECT_EQ(floats(norm)[0], static_cast<float>(std::sqrt(4096.0 * 4096.0 + 20000.0)));
+  backend->global_norm(std::vector{vector({3e30, -4e30})}, norm);
+  EXPECT_FLOAT_EQ(floats(norm)[0], 5e30f);
+  backend->global_norm(std::vector{vector({1, std::nan("")})}, norm);
+  EXPECT_TRUE(std::isnan(floats(norm)[0]));
+}
+
+}  // namespace
+}  // namespace quaver::testing
