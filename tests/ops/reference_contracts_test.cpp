@@ -74,8 +74,7 @@ TEST_P(Contracts, FillAndConvertRefuseFp8) {
   expect_refused([&] { backend->convert(line(4, DType::e4m3), line(4)); }, {"convert", "e4m3"});
 }
 
-TEST(ReferenceContracts, NormalNumbersAreFp32Only) {
-  const auto backend = make_backend("reference");
+TEST_P(Contracts, NormalNumbersAreFp32Only) {
   const Tensor values = backend->allocate(DType::bf16, {7});
   const std::string message =
       error_message(ErrorKind::usage, [&] { backend->fill_normal(values, 0, 1, 1, 1); });

@@ -67,7 +67,7 @@ void CpuBackend::fill(const Tensor& destination, double value) {
 
 void CpuBackend::fill_normal(const Tensor& destination, float mean, float std, std::uint64_t seed,
                              std::uint64_t stream) {
-  check_fill(destination);
+  check_fill_normal(destination);
   const Random random(seed, stream);
   auto* data = destination.data<float>();
   threads_.for_blocks(destination.elements(), kBlock / 16, [&](std::int64_t begin, std::int64_t end) {
