@@ -20,12 +20,14 @@ Tensor HostBackend::allocate(DType dtype, Shape shape) {
 
 void HostBackend::copy_from_host(const void* source, const Tensor& destination) {
   require(destination.contiguous(), "copy_from_host: the destination must be contiguous");
+  if (destination.elements() == 0) return;  // `source` may be null then, which memcpy does not allow
   std::memcpy(destination.raw(), source,
               static_cast<std::size_t>(destination.elements()) * size_of(destination.dtype()));
 }
 
 void HostBackend::copy_to_host(const Tensor& source, void* destination) {
   require(source.contiguous(), "copy_to_host: the source must be contiguous");
+  if (source.elements() == 0) return;
   std::memcpy(destination, source.raw(),
               static_cast<std::size_t>(source.elements()) * size_of(source.dtype()));
 }

@@ -143,13 +143,23 @@ inline Tensor indices_below(std::int64_t count, std::int64_t bound, std::uint64_
   return indices;
 }
 
-/// The bytes of a tensor, row by row.
+/// The bytes of a matrix or vector, row after row. An FP32 NaN counts as one NaN: which of two NaN operands an instruction
+/// passes on, and the sign of one it makes, differ between levels and compilers.
 inline std::string bytes_of(const Tensor& tensor) {
+  const Tensor matrix = tensor.shape().size() == 2 ? tensor : tensor.reshape({1, tensor.elements()});
   const std::size_t width = size_of(tensor.dtype());
-  if (tensor.shape().size() != 2) return {static_cast<const char*>(tensor.raw()), tensor.elements() * width};
   std::string bytes;
-  for (std::int64_t m = 0; m < tensor.rows(); ++m) {
-    bytes.append(static_cast<const char*>(tensor.slice(m, 1).raw()), tensor.cols() * width);
+  for (std::int64_t m = 0; m < matrix.rows(); ++m) {
+    const auto* row = static_cast<const char*>(matrix.slice(m, 1).raw());
+    bytes.append(row, static_cast<std::size_t>(matrix.cols()) * width);
+  }
+  if (tensor.dtype() != DType::f32) return bytes;
+  for (std::size_t i = 0; i < bytes.size(); i += width) {
+    float value;
+    std::memcpy(&value, &bytes[i], width);
+    if (!std::isnan(value)) continue;
+    value = std::numeric_limits<float>::quiet_NaN();
+    std::memcpy(&bytes[i], &value, width);
   }
   return bytes;
 }
