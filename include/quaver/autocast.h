@@ -4,7 +4,6 @@
 /// and two contexts (two models, two recipes) live side by side.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <vector>

@@ -1,8 +1,9 @@
 /// The vectorised, threaded CPU backend. One operation per file: ops/cpu/<operation>.cpp checks arguments and
 /// cuts the work, ops/cpu/kernels/<operation>.cpp computes.
 ///
-/// Work is cut by shape alone and partial results are combined in a fixed order, and kernels round every
-/// operation by itself: results depend neither on the number of threads nor on the instruction-set level.
+/// Work is cut by shape alone and partial results are combined in a fixed order: results do not depend on the
+/// number of threads. Nor do they depend on the instruction-set level, except for FP32 GEMMs and attention,
+/// which fuse multiplications and additions where the level can.
 #pragma once
 
 #include "base/threads.h"

@@ -1,5 +1,5 @@
 /// The specification as code: plain scalar loops that read like the formulas of backend.h. Every other
-/// backend is compared with this one. One operation per file.
+/// backend is compared with this one. One family of operations per file.
 #pragma once
 
 #include "ops/host_backend.h"
