@@ -28,7 +28,7 @@ def train(arguments, settings, seed):
     if (folder / "model.safetensors").exists():
         return
     overrides = {**settings, "train.seed": seed, "data.path": arguments.data, "run.dir": folder, "threads": 1}
-    command = [arguments.quaver, "train", arguments.config, *(f"{key}={value}" for key, value in overrides.items())]
+    command = [arguments.quaver.resolve(), "train", arguments.config, *(f"{key}={value}" for key, value in overrides.items())]
     print(" ".join(map(str, command)), flush=True)
     with open(arguments.out / f"{folder.name}.log", "w") as log:
         subprocess.run([*command, *arguments.overrides], check=True, stdout=log, stderr=log)
