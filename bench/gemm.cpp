@@ -1,20 +1,40 @@
-/// GEMMs of the CPU backend beside the raw dot-product loop, measured in turn: the machine's clock and its
-/// other users change.
+/// GEMMs of the CPU backend, FP8 and BF16, beside oneDNN's BF16 matmul (when the build found it) and the raw
+/// dot-product loop, all in turn in one process: the machine's clock and its other users change.
+///
+/// usage: bench_gemm [--threads N] [--shapes linear|small|all] [--rounds N]
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <string>
 #include <vector>
 
+#include "onednn_matmul.h"
 #include "ops/cpu/peak.h"
 #include "quaver/backend.h"
 
 namespace quaver {
 namespace {
 
-constexpr int kRounds = 9;
-constexpr double kSecondsPerRound = 0.02;
+constexpr double kSecondsPerTurn = 0.01;
+
+struct Sizes {
+  std::int64_t m, k, n;
+};
+
+/// nano and gated-124m (1024 tokens), a width-320 model (2048 tokens), squares.
+const std::vector<Sizes> kLinearShapes = {
+    {1024, 192, 512},   {1024, 192, 1024}, {1024, 512, 192},  {1024, 192, 257},   {1024, 768, 1920},
+    {1024, 768, 768},   {1024, 768, 4096}, {1024, 2048, 768}, {1024, 768, 32768}, {4096, 768, 4096},
+    {2048, 320, 1280},  {2048, 1280, 320}, {512, 512, 512},   {1024, 1024, 1024}, {2048, 2048, 2048},
+    {4096, 4096, 4096}, {2048, 768, 2304}, {2048, 3072, 768}};
+/// Few tokens, small widths, odd sizes.
+const std::vector<Sizes> kSmallShapes = {
+    {16, 768, 768},   {16, 768, 2048},  {64, 768, 768},  {64, 2048, 768}, {128, 320, 320}, {128, 768, 2304},
+    {256, 256, 256},  {256, 192, 512},  {512, 128, 128}, {512, 64, 256},  {512, 320, 960}, {100, 300, 500},
+    {512, 768, 1223}, {333, 777, 1111}, {512, 192, 257}, {256, 1024, 256}};
 
 double seconds_of(const std::function<void()>& body) {
   const auto start = std::chrono::steady_clock::now();
@@ -27,55 +47,107 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+/// Values of ordinary size: 0.5 to 2, both signs.
 GemmOperand operand(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols) {
+  const Tensor real = backend.allocate(DType::f32, {rows, cols});
+  backend.fill_normal(real, 0, 1, 1, 1);
   GemmOperand operand(backend.allocate(dtype, {rows, cols}));
-  const std::size_t bytes = static_cast<std::size_t>(rows * cols) * size_of(dtype);
-  std::fill_n(operand.values.data<std::uint8_t>(), bytes,
-              std::uint8_t{0x38});  // 1.0 as e4m3, ordinary in every type
-  if (!is_fp8(dtype)) return operand;
+  if (!is_fp8(dtype)) {
+    backend.convert(real, operand.values);
+    return operand;
+  }
   operand.scale_inv = backend.allocate(DType::f32, {1});
-  backend.fill(operand.scale_inv, 1);
+  const Tensor scale = backend.allocate(DType::f32, {1});
+  backend.fill(scale, 1);
+  backend.cast(real, {{}, {operand.values, {}, operand.scale_inv}, {dtype, scale, {}, {}}});
   return operand;
 }
 
-/// Prints GFLOP/s and the share of the peak loop that ran right before.
-void measure(Backend& backend, Gemm kind, DType dtype, std::int64_t m, std::int64_t k, std::int64_t n) {
-  const GemmOperand x = operand(backend, dtype, m, k), w = operand(backend, dtype, n, k),
-                    dy = operand(backend, dtype, m, n);
-  const GemmOperand& a = kind == Gemm::fprop ? x : dy;
-  const GemmOperand& b = kind == Gemm::wgrad ? x : w;
+/// One competitor: its times, round by round.
+struct Subject {
+  std::string name;
+  std::function<void()> run;
+  int repeats = 1;
+  std::vector<double> rates = {}, shares = {};
+};
+
+std::function<void()> our_gemm(Backend& backend, Gemm kind, DType dtype, const Sizes& sizes,
+                               const Tensor& out) {
+  const auto [m, k, n] = sizes;
+  const DType gradient = is_fp8(dtype) ? DType::e5m2 : dtype;
+  const GemmOperand a =
+      kind == Gemm::fprop ? operand(backend, dtype, m, k) : operand(backend, gradient, m, n);
+  const GemmOperand b = kind == Gemm::wgrad ? operand(backend, dtype, m, k) : operand(backend, dtype, n, k);
+  return [&backend, kind, a, b, out] { backend.gemm(kind, a, b, {}, false, out); };
+}
+
+void measure(Backend& backend, Gemm kind, const Sizes& sizes, int threads, int rounds,
+             std::vector<double>& against_onednn) {
+  const auto [m, k, n] = sizes;
   const Shape shape = kind == Gemm::fprop ? Shape{m, n} : kind == Gemm::dgrad ? Shape{m, k} : Shape{n, k};
   const Tensor out = backend.allocate(kind == Gemm::wgrad ? DType::f32 : DType::bf16, shape);
-  const auto run = [&] { backend.gemm(kind, a, b, {}, false, out); };
+  std::vector<Subject> subjects = {{"fp8", our_gemm(backend, kind, DType::e4m3, sizes, out)},
+                                   {"bf16", our_gemm(backend, kind, DType::bf16, sizes, out)}};
+  if (const auto run = onednn_matmul(kind, m, k, n)) subjects.push_back({"oneDNN", run});
   const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(k) * static_cast<double>(n);
-  run();
-  const int repeats = std::max(1, static_cast<int>(kSecondsPerRound / seconds_of(run)));
-  std::vector<double> rates, shares;
-  for (int round = 0; round < kRounds; ++round) {
-    const double peak = cpu::measure_bf16_peak(0, kSecondsPerRound);
-    const double seconds = seconds_of([&] {
-      for (int i = 0; i < repeats; ++i) run();
-    });
-    rates.push_back(operations * repeats / seconds);
-    shares.push_back(rates.back() / peak);
+  for (Subject& subject : subjects) {
+    subject.run();
+    const double once = std::min(seconds_of(subject.run), seconds_of(subject.run));
+    subject.repeats = std::max(1, static_cast<int>(kSecondsPerTurn / once));
   }
-  fmt::print("{:>5} {:>5} {:>5}  {:5} {:5} {:6.0f} GFLOP/s  {:3.0f}% of the BF16 peak loop\n", m, k, n,
-             name_of(kind), name_of(dtype), median(rates) * 1e-9, median(shares) * 100);
+  std::vector<double> fp8_share, bf16_share;
+  for (int round = 0; round < rounds; ++round) {
+    const double peak = cpu::measure_bf16_peak(threads, kSecondsPerTurn);
+    for (Subject& subject : subjects) {
+      const double seconds = seconds_of([&] {
+        for (int i = 0; i < subject.repeats; ++i) subject.run();
+      });
+      subject.rates.push_back(operations * subject.repeats / seconds);
+      subject.shares.push_back(subject.rates.back() / peak);
+    }
+    fp8_share.push_back(subjects[0].rates.back() / subjects.back().rates.back());
+    bf16_share.push_back(subjects[1].rates.back() / subjects.back().rates.back());
+  }
+  fmt::print("{:>5} {:>5} {:>5}  {:5} ", m, k, n, name_of(kind));
+  for (const Subject& subject : subjects) {
+    fmt::print(" {:>6}{:6.0f} {:3.0f}%", subject.name, median(subject.rates) * 1e-9,
+               median(subject.shares) * 100);
+  }
+  if (subjects.size() == 3) {
+    against_onednn.push_back(median(fp8_share));
+    fmt::print("  fp8/oneDNN {:.2f}  bf16/oneDNN {:.2f}", median(fp8_share), median(bf16_share));
+  }
+  fmt::print("\n");
+  std::fflush(stdout);
 }
 
 }  // namespace
 }  // namespace quaver
 
-int main() {
+int main(int argc, char** argv) {
   using namespace quaver;
-  constexpr std::int64_t kSizes[][3] = {{1024, 1024, 1024}, {2048, 768, 2304}, {2048, 3072, 768},
-                                        {2048, 320, 1280},  {2048, 192, 512},  {2048, 512, 192},
-                                        {8, 768, 2304}};
-  const auto backend = make_backend("cpu");
-  fmt::print("{}\n    m     k     n\n", backend->describe());
-  for (const auto& [m, k, n] : kSizes) {
-    for (DType dtype : {DType::e4m3, DType::bf16, DType::f32}) {
-      for (Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) measure(*backend, kind, dtype, m, k, n);
+  CLI::App app(
+      "GEMMs of the CPU backend beside oneDNN and the dot-product peak: GFLOP/s and share of the peak");
+  int threads = 0, rounds = 9;
+  std::string shapes = "linear";
+  app.add_option("--threads", threads, "0: all processors")->capture_default_str();
+  app.add_option("--rounds", rounds, "alternating rounds; medians are printed")->capture_default_str();
+  app.add_option("--shapes", shapes)->check(CLI::IsMember({"linear", "small", "all"}))->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  prepare_onednn(argv, threads);
+
+  const auto backend = make_backend("cpu", threads);
+  fmt::print("{}; {}\n    m     k     n\n", backend->describe(), onednn_description());
+  std::vector<Sizes> sizes;
+  if (shapes != "small") sizes.insert(sizes.end(), kLinearShapes.begin(), kLinearShapes.end());
+  if (shapes != "linear") sizes.insert(sizes.end(), kSmallShapes.begin(), kSmallShapes.end());
+  std::vector<double> against_onednn;
+  for (const Sizes& size : sizes) {
+    for (Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
+      measure(*backend, kind, size, threads, rounds, against_onednn);
     }
   }
+  if (against_onednn.empty()) return 0;
+  fmt::print("fp8/oneDNN: median {:.2f}, least {:.2f}\n", median(against_onednn),
+             *std::min_element(against_onednn.begin(), against_onednn.end()));
 }

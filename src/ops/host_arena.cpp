@@ -1,5 +1,9 @@
 #include "ops/host_arena.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
@@ -9,6 +13,7 @@ namespace quaver {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
 /// Small requests share sizes at cache-line steps, large ones at steps of 1/8 of their size, so that nearly
 /// equal shapes share blocks.
@@ -16,6 +21,17 @@ std::size_t rounded(std::size_t bytes) {
   std::size_t step = kAlignment;
   while (step * 16 < bytes) step *= 2;
   return std::max(step, (bytes + step - 1) / step * step);
+}
+
+/// Blocks of some megabytes stand on huge pages where the system has them: a step streams through all of its
+/// memory, and with pages of 4 KiB the first touch and the address translation cost more than the data.
+void* allocate_block(std::size_t size) {
+  if (size < kHugePage) return std::aligned_alloc(kAlignment, size);
+  void* block = std::aligned_alloc(kHugePage, (size + kHugePage - 1) / kHugePage * kHugePage);
+#ifdef __linux__
+  if (block) madvise(block, size, MADV_HUGEPAGE);  // a hint: refusal does no harm
+#endif
+  return block;
 }
 
 }  // namespace
@@ -37,7 +53,7 @@ std::shared_ptr<Storage> HostArena::allocate(std::size_t bytes) {
       block = blocks.back();
       blocks.pop_back();
     } else {
-      block = std::aligned_alloc(kAlignment, size);
+      block = allocate_block(size);
       if (!block) throw std::bad_alloc();
       use_.reserved += static_cast<std::int64_t>(size);
     }

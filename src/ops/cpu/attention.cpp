@@ -7,7 +7,6 @@
 namespace quaver {
 namespace {
 
-using cpu::AttentionGroupBackward;
 using cpu::AttentionHead;
 using cpu::AttentionSequence;
 using cpu::HeadMatrix;
@@ -41,6 +40,76 @@ AttentionHead head_of(const AttentionShape& shape, const Tensor& q, const Tensor
           .out = head_matrix(out, row, column),
           .lse = lse ? lse.data<float>() + row * lse.row_stride() + head : nullptr};
 }
+
+/// Heads whose gradients of keys and values are in memory at once: bounds that memory, and still gives the
+/// threads enough items.
+constexpr std::int64_t kHeadsPerRound = 32;
+
+/// The backward pass of a few sequences at a time: every query head by itself, then the sum over the heads
+/// that share keys and values.
+class AttentionBackward {
+ public:
+  AttentionBackward(Backend& backend, const Threads& threads, const cpu::AttentionBackwardKernels& kernels,
+                    const AttentionShape& shape, const Tensor& q, const Tensor& first_key, const Tensor& lse)
+      : threads_(threads),
+        kernels_(kernels),
+        shape_(shape),
+        any_(sequence_of(shape, q, first_key, lse, 0)),
+        packed_size_(kernels.packed_size(any_)),
+        gradient_size_(kernels.gradient_size(any_)),
+        scratch_size_(kernels.scratch(any_)),
+        sequences_(std::clamp<std::int64_t>(kHeadsPerRound / shape.heads, 1, shape.batch)) {
+    packed_ = backend.allocate(DType::f32, {sequences_ * shape.kv_heads * packed_size_});
+    gradients_ = backend.allocate(DType::f32, {2, sequences_ * shape.heads * gradient_size_});
+    scratch_ = backend.allocate(DType::f32, {threads.count() * scratch_size_});
+  }
+
+  void run(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& first_key,
+           const Tensor& out, const Tensor& lse, const Tensor& dq, const Tensor& dk, const Tensor& dv) const {
+    for (std::int64_t first = 0; first < shape_.batch; first += sequences_) {
+      const std::int64_t count = std::min(sequences_, shape_.batch - first);
+      threads_.for_each(count * shape_.kv_heads, [&](std::int64_t item) {
+        kernels_.pack(any_, key_head(k, first, item), key_head(v, first, item),
+                      packed_.data<float>() + item * packed_size_);
+      });
+      threads_.for_each_on_thread(count * shape_.heads, [&](std::int64_t item, int thread) {
+        const std::int64_t batch = first + item / shape_.heads, head = item % shape_.heads;
+        const std::int64_t row = batch * shape_.query_len, column = head * shape_.head_dim;
+        kernels_.backward(sequence_of(shape_, q, first_key, lse, batch),
+                          {.head = head_of(shape_, q, out, lse, batch, head),
+                           .dout = head_matrix(dout, row, column),
+                           .dq = head_matrix(dq, row, column),
+                           .packed = packed_.data<float>() + item / group_size() * packed_size_,
+                           .dk = gradient(0, item),
+                           .dv = gradient(1, item)},
+                          scratch_.data<float>() + thread * scratch_size_);
+      });
+      threads_.for_each(2 * count * shape_.kv_heads, [&](std::int64_t item) {
+        const std::int64_t of_values = item % 2, group = item / 2;
+        kernels_.sum_heads(any_, gradient(of_values, group * group_size()), group_size(),
+                           key_head(of_values ? dv : dk, first, group));
+      });
+    }
+  }
+
+ private:
+  std::int64_t group_size() const { return shape_.heads / shape_.kv_heads; }
+  /// Key/value head `item` of the sequences from `first` on.
+  HeadMatrix key_head(const Tensor& matrix, std::int64_t first, std::int64_t item) const {
+    return head_matrix(matrix, (first + item / shape_.kv_heads) * shape_.key_len,
+                       item % shape_.kv_heads * shape_.head_dim);
+  }
+  float* gradient(std::int64_t of_values, std::int64_t head) const {
+    return gradients_.data<float>() + of_values * gradients_.cols() + head * gradient_size_;
+  }
+
+  const Threads& threads_;
+  const cpu::AttentionBackwardKernels& kernels_;
+  AttentionShape shape_;
+  AttentionSequence any_;  ///< sizes, which all sequences share
+  std::int64_t packed_size_, gradient_size_, scratch_size_, sequences_;
+  Tensor packed_, gradients_, scratch_;
+};
 
 }  // namespace
 
@@ -82,26 +151,8 @@ void CpuBackend::attention_backward(const AttentionShape& shape, const Tensor& d
                                     const Tensor& dv) {
   check_attention_backward(shape, dout, q, k, v, first_key, out, lse, dq, dk, dv);
   if (shape.batch * shape.kv_heads * shape.head_dim == 0) return;
-  const cpu::AttentionKernels& kernels = *kernels_.attention;
-  const std::int64_t scratch_size = kernels.backward_scratch(sequence_of(shape, q, first_key, lse, 0));
-  const Tensor scratch = allocate(DType::f32, {std::max<std::int64_t>(16, threads_.count() * scratch_size)});
-  const std::int64_t group_size = shape.heads / shape.kv_heads;
-  threads_.for_each_on_thread(shape.batch * shape.kv_heads, [&](std::int64_t item, int thread) {
-    const std::int64_t batch = item / shape.kv_heads, kv_head = item % shape.kv_heads,
-                       head = kv_head * group_size;
-    const std::int64_t query_row = batch * shape.query_len, query_column = head * shape.head_dim;
-    const std::int64_t key_row = batch * shape.key_len, key_column = kv_head * shape.head_dim;
-    const AttentionGroupBackward group{.heads = group_size,
-                                       .first = head_of(shape, q, out, lse, batch, head),
-                                       .dout = head_matrix(dout, query_row, query_column),
-                                       .dq = head_matrix(dq, query_row, query_column),
-                                       .k = head_matrix(k, key_row, key_column),
-                                       .v = head_matrix(v, key_row, key_column),
-                                       .dk = head_matrix(dk, key_row, key_column),
-                                       .dv = head_matrix(dv, key_row, key_column)};
-    kernels.backward(sequence_of(shape, q, first_key, lse, batch), group,
-                     scratch.data<float>() + thread * scratch_size);
-  });
+  AttentionBackward(*this, threads_, *kernels_.attention->backward, shape, q, first_key, lse)
+      .run(dout, q, k, v, first_key, out, lse, dq, dk, dv);
 }
 
 }  // namespace quaver

@@ -84,12 +84,14 @@ class Product {
           const Operand& b, const GemmOutput& out)
       : threads_(threads), kernels_(kernels), a_(a), b_(b), out_(out) {
     steps_ = kernels.steps(a.element, a.contraction);
+    row_stride_ = kernels.packed_row_stride(a);
+    row_units_ = row_stride_ == 0 ? steps_ : row_stride_;
     cut_ = cut_of(a.lanes, b.lanes, steps_);
     packs_on_use_ = a.lanes <= cut_.tile_rows;
     const auto padded = [](std::int64_t size, std::int64_t stripe, std::int64_t tile) {
       return ceil_div(std::min(size, stripe), tile) * tile;
     };
-    packed_a_ = scratch(backend, padded(a.lanes, cut_.stripe_rows, cut_.tile_rows) * steps_);
+    packed_a_ = scratch(backend, padded(a.lanes, cut_.stripe_rows, cut_.tile_rows) * row_units_);
     packed_b_ =
         scratch(backend, packs_on_use_ ? threads.count() * cut_.tile_columns * steps_
                                        : padded(b.lanes, cut_.stripe_columns, cut_.tile_columns) * steps_);
@@ -135,7 +137,7 @@ class Product {
     kernels_.pack_columns(b_, lanes.begin, lanes.end, packed);
   }
   float* packed_rows(std::int64_t tile) const {
-    return packed_a_.data<float>() + tile * cut_.tile_rows * steps_;
+    return packed_a_.data<float>() + tile * cut_.tile_rows * row_units_;
   }
 
   void multiply(const Range& rows, const Range& columns) const {
@@ -168,6 +170,7 @@ class Product {
                      int thread) const {
     GemmTile tile{.element = a_.element,
                   .a = a,
+                  .a_stride = row_stride_,
                   .b = b,
                   .rows = rows.size(),
                   .columns = columns.size(),
@@ -184,7 +187,7 @@ class Product {
   const GemmKernels& kernels_;
   Operand a_, b_;
   GemmOutput out_;
-  std::int64_t steps_ = 0;
+  std::int64_t steps_ = 0, row_stride_ = 0, row_units_ = 0;
   Cut cut_;
   bool packs_on_use_ = false;
   Tensor packed_a_, packed_b_, sums_;

@@ -8,12 +8,12 @@ namespace {
 /// The running state of one block of queries; `maximum` and `weights` are in units of log2.
 template <typename T>
 struct ForwardScratch {
-  ForwardScratch(const BlockSizes& sizes, std::int64_t probability_steps, float* memory) {
+  ForwardScratch(const BlockSizes& sizes, float* memory) {
     const ScratchPieces take{memory, size};
-    queries = take(kQueryBlock * sizes.head_steps);
+    queries = take(kQueryBlock * sizes.head_row);
     scores = take(kQueryBlock * kKeyBlock);
     probabilities = reinterpret_cast<T*>(take(kQueryBlock * kKeyBlock));
-    packed_probabilities = take(kQueryBlock * probability_steps);
+    packed_probabilities = take(kQueryBlock * sizes.key_row);
     out = take(kQueryBlock * sizes.width);
     maximum = take(kQueryBlock);
     weights = take(kQueryBlock * kLanes);
@@ -29,7 +29,7 @@ struct ForwardScratch {
 template <typename T>
 std::int64_t forward_scratch(const AttentionSequence& sequence) {
   const BlockSizes sizes(sequence);
-  return ForwardScratch<T>(sizes, steps_of(sequence.element, kKeyBlock), nullptr).size;
+  return ForwardScratch<T>(sizes, nullptr).size;
 }
 
 /// One row of scores to probabilities, after which earlier sums of the row are in units of the new maximum.
@@ -89,26 +89,26 @@ void forward(const AttentionSequence& sequence, const AttentionHead& head, const
   using Math = typename ElementOf<T>::Math;
   const BlockSizes sizes(sequence);
   const float* packed_values = packed + sizes.blocks * sizes.key_lanes;
-  const ForwardScratch<T> scratch(sizes, steps_of(sequence.element, kKeyBlock), memory);
+  const ForwardScratch<T> scratch(sizes, memory);
   const std::int64_t rows = end - begin, d = sequence.head_dim;
-  pack_rows(operand(row_of<T>(head.q, begin), head.q.stride, rows, d, true), 0, rows, scratch.queries);
+  const PackedRows queries =
+      pack_as_rows(row_of<T>(head.q, begin), head.q.stride, rows, d, true, scratch.queries);
   for (std::int64_t i = 0; i < kQueryBlock * sizes.width; ++i) scratch.out[i] = 0;
   for (std::int64_t i = 0; i < kQueryBlock; ++i) scratch.maximum[i] = -__builtin_inff();
   for (std::int64_t i = 0; i < kQueryBlock * kLanes; ++i) scratch.weights[i] = 0;
 
   const KeyRange range = visible_keys(sequence, begin, end);
   for (std::int64_t block = range.lo / kKeyBlock; block * kKeyBlock < range.hi; ++block) {
-    const std::int64_t key = block * kKeyBlock, keys = lower(kKeyBlock, sequence.key_len - key);
-    multiply_block<Math>(scratch.queries, packed + block * sizes.key_lanes, rows, keys, sizes.head_steps,
-                         scratch.scores, kKeyBlock, false);
+    const BlockPair pair(sequence, begin, rows, block * kKeyBlock);
+    multiply_to_keys<Math>(pair, queries, packed + block * sizes.key_lanes, sizes.head_steps, scratch.scores);
     for (std::int64_t row = 0; row < rows; ++row) {
-      softmax_row(scratch, row, within_block(visible_keys(sequence, begin + row), key),
+      softmax_row(scratch, row, within_block(visible_keys(sequence, begin + row), pair.key),
                   sequence.scale * kLog2E, sizes.width);
     }
-    pack_rows(operand(scratch.probabilities, kKeyBlock, rows, keys, true), 0, rows,
-              scratch.packed_probabilities);
-    multiply_block<Math>(scratch.packed_probabilities, packed_values + block * sizes.head_lanes, rows, d,
-                         steps_of(sequence.element, keys), scratch.out, sizes.width, true);
+    const PackedRows probabilities =
+        pack_as_rows(scratch.probabilities, kKeyBlock, rows, pair.keys, true, scratch.packed_probabilities);
+    multiply_over_keys<Math>(pair, probabilities, packed_values + block * sizes.head_lanes, d,
+                             steps_of(sequence.element, pair.keys), scratch.out, sizes.width);
   }
   store_results(sequence, head, scratch, begin, end, sizes.width);
 }
@@ -148,8 +148,7 @@ const AttentionKernels attention_kernels = {
     .pack = pack_any,
     .forward_scratch = forward_scratch_any,
     .forward = forward_any,
-    .backward_scratch = attention_backward_scratch,
-    .backward = attention_backward,
+    .backward = &attention_backward_kernels,
 };
 
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL

@@ -32,13 +32,24 @@ struct AttentionHead {
   float* lse = nullptr;  ///< may be null in forward
 };
 
-/// The heads that share a key/value head follow one another: head h of the group starts `head_dim` columns
-/// after head h - 1 (one number later in lse).
-struct AttentionGroupBackward {
-  std::int64_t heads = 0;
-  AttentionHead first;
+struct AttentionHeadBackward {
+  AttentionHead head;
   HeadMatrix dout, dq;
-  HeadMatrix k, v, dk, dv;
+  const float*
+      packed;  ///< keys and values of its key/value head, as `pack` of the backward kernels wrote them
+  float* dk;   ///< sums of this head alone: gradient_size numbers, written
+  float* dv;
+};
+
+struct AttentionBackwardKernels {
+  std::int64_t (*packed_size)(const AttentionSequence& sequence);
+  void (*pack)(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed);
+  std::int64_t (*gradient_size)(const AttentionSequence& sequence);
+  std::int64_t (*scratch)(const AttentionSequence& sequence);
+  void (*backward)(const AttentionSequence& sequence, const AttentionHeadBackward& head, float* scratch);
+  /// to = the sum of `heads` consecutive gradients, in ascending order; destroys the first.
+  void (*sum_heads)(const AttentionSequence& sequence, float* gradients, std::int64_t heads,
+                    const HeadMatrix& to);
 };
 
 struct AttentionKernels {
@@ -49,8 +60,7 @@ struct AttentionKernels {
   std::int64_t (*forward_scratch)(const AttentionSequence& sequence);
   void (*forward)(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
                   std::int64_t begin, std::int64_t end, float* scratch);
-  std::int64_t (*backward_scratch)(const AttentionSequence& sequence);
-  void (*backward)(const AttentionSequence& sequence, const AttentionGroupBackward& group, float* scratch);
+  const AttentionBackwardKernels* backward;
 };
 
 namespace baseline {

@@ -3,27 +3,36 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-/// Packed keys and values, the FP32 gradients of keys and values, and one block's intermediates.
+/// FP32 numbers of one head's gradient of keys or of values: whole blocks of keys, padded rows.
+std::int64_t gradient_size(const AttentionSequence& sequence) {
+  const BlockSizes sizes(sequence);
+  return sizes.blocks * kKeyBlock * sizes.width;
+}
+
+/// Where the packed forms of one key/value head begin: keys, values, and keys across.
+struct PackedHead {
+  explicit PackedHead(const BlockSizes& sizes)
+      : values(sizes.blocks * sizes.key_lanes),
+        keys_across(2 * values),
+        size(keys_across + sizes.blocks * sizes.head_lanes) {}
+  std::int64_t values, keys_across, size;
+};
+
+/// One block's intermediates.
 template <typename T>
 struct BackwardScratch {
   BackwardScratch(const AttentionSequence& sequence, float* memory) : sizes(sequence) {
     const ScratchPieces take{memory, size};
     const std::int64_t query_steps = steps_of(sequence.element, kQueryBlock);
-    const std::int64_t key_steps = steps_of(sequence.element, kKeyBlock);
-    keys = take(sizes.blocks * sizes.key_lanes);
-    values = take(sizes.blocks * sizes.key_lanes);
-    keys_across = take(sizes.blocks * sizes.head_lanes);
-    dk = take(sizes.blocks * kKeyBlock * sizes.width);
-    dv = take(sizes.blocks * kKeyBlock * sizes.width);
-    q_rows = take(kQueryBlock * sizes.head_steps);
-    dout_rows = take(kQueryBlock * sizes.head_steps);
+    q_rows = take(kQueryBlock * sizes.head_row);
+    dout_rows = take(kQueryBlock * sizes.head_row);
     q_columns = take(sizes.width * query_steps);
     dout_columns = take(sizes.width * query_steps);
     scores = take(kQueryBlock * kKeyBlock);
     dp = take(kQueryBlock * kKeyBlock);
     p = reinterpret_cast<T*>(take(kQueryBlock * kKeyBlock));
     ds = reinterpret_cast<T*>(take(kQueryBlock * kKeyBlock));
-    ds_rows = take(kQueryBlock * key_steps);
+    ds_rows = take(kQueryBlock * sizes.key_row);
     across = take(kKeyBlock * query_steps);
     dq = take(kQueryBlock * sizes.width);
     lse = take(kQueryBlock);
@@ -31,8 +40,6 @@ struct BackwardScratch {
   }
   std::int64_t size = 0;
   BlockSizes sizes;
-  float *keys, *values, *keys_across;
-  float *dk, *dv;
   float *q_rows, *dout_rows, *q_columns, *dout_columns;
   float *scores, *dp;
   T *p, *ds;
@@ -42,34 +49,19 @@ struct BackwardScratch {
   float *lse, *delta;  ///< lse in units of log2; delta = sum(dout * out)
 };
 
-/// One head of the group.
-struct HeadBackward {
-  HeadMatrix q, out, dout, dq;
-  const float* lse;
-};
-
-template <typename T>
-HeadBackward head_of(const AttentionSequence& sequence, const AttentionGroupBackward& group,
-                     std::int64_t head) {
-  const auto shifted = [&](const HeadMatrix& matrix) {
-    return HeadMatrix{row_of<T>(matrix, 0) + head * sequence.head_dim, matrix.stride};
-  };
-  return {shifted(group.first.q), shifted(group.first.out), shifted(group.dout), shifted(group.dq),
-          group.first.lse + head};
-}
-
 /// Packs the block's queries and output gradients both ways, and prepares what its rows need.
 template <typename T>
-void begin_queries(const AttentionSequence& sequence, const HeadBackward& head,
+void begin_queries(const AttentionSequence& sequence, const AttentionHeadBackward& backward,
                    const BackwardScratch<T>& scratch, std::int64_t begin, std::int64_t rows) {
   const std::int64_t d = sequence.head_dim;
-  const T *q = row_of<T>(head.q, begin), *dout = row_of<T>(head.dout, begin);
-  pack_rows(operand(q, head.q.stride, rows, d, true), 0, rows, scratch.q_rows);
-  pack_rows(operand(dout, head.dout.stride, rows, d, true), 0, rows, scratch.dout_rows);
+  const AttentionHead& head = backward.head;
+  const T *q = row_of<T>(head.q, begin), *dout = row_of<T>(backward.dout, begin);
+  pack_as_rows(q, head.q.stride, rows, d, true, scratch.q_rows);
+  pack_as_rows(dout, backward.dout.stride, rows, d, true, scratch.dout_rows);
   pack_columns(operand(q, head.q.stride, d, rows, false), 0, d, scratch.q_columns);
-  pack_columns(operand(dout, head.dout.stride, d, rows, false), 0, d, scratch.dout_columns);
+  pack_columns(operand(dout, backward.dout.stride, d, rows, false), 0, d, scratch.dout_columns);
   for (std::int64_t row = 0; row < rows; ++row) {
-    const T *dout_row = dout + row * head.dout.stride, *out_row = row_of<T>(head.out, begin + row);
+    const T *dout_row = dout + row * backward.dout.stride, *out_row = row_of<T>(head.out, begin + row);
     f32x16 products = f32s(0);
     for_vectors(d, [&](std::int64_t i, auto lanes) {
       products += load(dout_row + i, lanes) * load(out_row + i, lanes);
@@ -99,29 +91,28 @@ void differentiate_row(const BackwardScratch<T>& scratch, std::int64_t row, KeyR
 }
 
 template <typename T>
-void backward_block(const AttentionSequence& sequence, const BackwardScratch<T>& scratch, std::int64_t begin,
-                    std::int64_t rows, std::int64_t block) {
+void backward_block(const AttentionSequence& sequence, const AttentionHeadBackward& head,
+                    const BackwardScratch<T>& scratch, const BlockPair& pair) {
   using Math = typename ElementOf<T>::Math;
   const BlockSizes& sizes = scratch.sizes;
-  const std::int64_t key = block * kKeyBlock, keys = lower(kKeyBlock, sequence.key_len - key),
-                     d = sequence.head_dim;
-  multiply_block<Math>(scratch.q_rows, scratch.keys + block * sizes.key_lanes, rows, keys, sizes.head_steps,
-                       scratch.scores, kKeyBlock, false);
-  multiply_block<Math>(scratch.dout_rows, scratch.values + block * sizes.key_lanes, rows, keys,
-                       sizes.head_steps, scratch.dp, kKeyBlock, false);
+  const PackedHead packed(sizes);
+  const std::int64_t rows = pair.rows, keys = pair.keys, d = sequence.head_dim, block = pair.key / kKeyBlock;
+  multiply_to_keys<Math>(pair, {scratch.q_rows, sizes.head_row}, head.packed + block * sizes.key_lanes,
+                         sizes.head_steps, scratch.scores);
+  multiply_to_keys<Math>(pair, {scratch.dout_rows, sizes.head_row},
+                         head.packed + packed.values + block * sizes.key_lanes, sizes.head_steps, scratch.dp);
   for (std::int64_t row = 0; row < rows; ++row) {
-    differentiate_row(scratch, row, within_block(visible_keys(sequence, begin + row), key), sequence.scale);
+    const KeyRange range = within_block(visible_keys(sequence, pair.begin + row), pair.key);
+    differentiate_row(scratch, row, range, sequence.scale);
   }
-  const std::int64_t query_steps = steps_of(sequence.element, rows), offset = key * sizes.width;
-  pack_rows(operand(scratch.p, kKeyBlock, keys, rows, false), 0, keys, scratch.across);
-  multiply_block<Math>(scratch.across, scratch.dout_columns, keys, d, query_steps, scratch.dv + offset,
-                       sizes.width, true);
-  pack_rows(operand(scratch.ds, kKeyBlock, keys, rows, false), 0, keys, scratch.across);
-  multiply_block<Math>(scratch.across, scratch.q_columns, keys, d, query_steps, scratch.dk + offset,
-                       sizes.width, true);
-  pack_rows(operand(scratch.ds, kKeyBlock, rows, keys, true), 0, rows, scratch.ds_rows);
-  multiply_block<Math>(scratch.ds_rows, scratch.keys_across + block * sizes.head_lanes, rows, d,
-                       steps_of(sequence.element, keys), scratch.dq, sizes.width, true);
+  const std::int64_t query_steps = steps_of(sequence.element, rows), offset = pair.key * sizes.width;
+  const PackedRows p = pack_as_rows(scratch.p, kKeyBlock, keys, rows, false, scratch.across);
+  multiply_over_queries<Math>(pair, p, scratch.dout_columns, d, query_steps, head.dv + offset, sizes.width);
+  const PackedRows ds = pack_as_rows(scratch.ds, kKeyBlock, keys, rows, false, scratch.across);
+  multiply_over_queries<Math>(pair, ds, scratch.q_columns, d, query_steps, head.dk + offset, sizes.width);
+  const PackedRows ds_rows = pack_as_rows(scratch.ds, kKeyBlock, rows, keys, true, scratch.ds_rows);
+  multiply_over_keys<Math>(pair, ds_rows, head.packed + packed.keys_across + block * sizes.head_lanes, d,
+                           steps_of(sequence.element, keys), scratch.dq, sizes.width);
 }
 
 template <typename T>
@@ -135,49 +126,76 @@ void store_gradient(const float* from, std::int64_t width, std::int64_t rows, st
   }
 }
 
-/// Heads, blocks of queries and blocks of keys in ascending order: the order in which dk and dv are summed.
+/// Blocks of queries and of keys in ascending order: the order in which dk and dv are summed.
 template <typename T>
-void backward(const AttentionSequence& sequence, const AttentionGroupBackward& group, float* memory) {
+void backward(const AttentionSequence& sequence, const AttentionHeadBackward& head, float* memory) {
   const BackwardScratch<T> scratch(sequence, memory);
-  const std::int64_t width = scratch.sizes.width, d = sequence.head_dim;
-  pack_key_blocks<T>(sequence, group.k, false, scratch.keys);
-  pack_key_blocks<T>(sequence, group.v, false, scratch.values);
-  pack_key_blocks<T>(sequence, group.k, true, scratch.keys_across);
-  const std::int64_t gradients = scratch.sizes.blocks * kKeyBlock * width;
-  for (std::int64_t i = 0; i < gradients; ++i) scratch.dk[i] = scratch.dv[i] = 0;
-
-  for (std::int64_t h = 0; h < group.heads; ++h) {
-    const HeadBackward head = head_of<T>(sequence, group, h);
-    for (std::int64_t begin = 0; begin < sequence.query_len; begin += kQueryBlock) {
-      const std::int64_t rows = lower(kQueryBlock, sequence.query_len - begin);
-      begin_queries(sequence, head, scratch, begin, rows);
-      const KeyRange range = visible_keys(sequence, begin, begin + rows);
-      for (std::int64_t block = range.lo / kKeyBlock; block * kKeyBlock < range.hi; ++block) {
-        backward_block(sequence, scratch, begin, rows, block);
-      }
-      store_gradient<T>(scratch.dq, width, rows, d, head.dq, begin);
+  const BlockSizes& sizes = scratch.sizes;
+  const std::int64_t gradients = gradient_size(sequence);
+  for (std::int64_t i = 0; i < gradients; ++i) head.dk[i] = head.dv[i] = 0;
+  for (std::int64_t begin = 0; begin < sequence.query_len; begin += kQueryBlock) {
+    const std::int64_t rows = lower(kQueryBlock, sequence.query_len - begin);
+    begin_queries(sequence, head, scratch, begin, rows);
+    const KeyRange range = visible_keys(sequence, begin, begin + rows);
+    for (std::int64_t block = range.lo / kKeyBlock; block * kKeyBlock < range.hi; ++block) {
+      backward_block(sequence, head, scratch, BlockPair(sequence, begin, rows, block * kKeyBlock));
     }
+    store_gradient<T>(scratch.dq, sizes.width, rows, sequence.head_dim, head.dq, begin);
   }
-  store_gradient<T>(scratch.dk, width, sequence.key_len, d, group.dk, 0);
-  store_gradient<T>(scratch.dv, width, sequence.key_len, d, group.dv, 0);
 }
 
 template <typename T>
-std::int64_t backward_scratch(const AttentionSequence& sequence) {
-  return BackwardScratch<T>(sequence, nullptr).size;
+void pack(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* memory) {
+  const PackedHead packed{BlockSizes(sequence)};
+  pack_key_blocks<T>(sequence, k, false, memory);
+  pack_key_blocks<T>(sequence, v, false, memory + packed.values);
+  pack_key_blocks<T>(sequence, k, true, memory + packed.keys_across);
+}
+
+template <typename T>
+void sum_heads(const AttentionSequence& sequence, float* gradients, std::int64_t heads,
+               const HeadMatrix& to) {
+  const std::int64_t size = gradient_size(sequence), width = BlockSizes(sequence).width;
+  for (std::int64_t head = 1; head < heads; ++head) {
+    for (std::int64_t i = 0; i < size; ++i) gradients[i] += gradients[head * size + i];
+  }
+  store_gradient<T>(gradients, width, sequence.key_len, sequence.head_dim, to, 0);
+}
+
+std::int64_t packed_size(const AttentionSequence& sequence) {
+  return PackedHead(BlockSizes(sequence)).size;
+}
+
+std::int64_t scratch_size(const AttentionSequence& sequence) {
+  return sequence.element == Element::bf16 ? BackwardScratch<Bf16>(sequence, nullptr).size
+                                           : BackwardScratch<float>(sequence, nullptr).size;
+}
+
+void pack_any(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {
+  sequence.element == Element::bf16 ? pack<Bf16>(sequence, k, v, packed)
+                                    : pack<float>(sequence, k, v, packed);
+}
+
+void backward_any(const AttentionSequence& sequence, const AttentionHeadBackward& head, float* scratch) {
+  sequence.element == Element::bf16 ? backward<Bf16>(sequence, head, scratch)
+                                    : backward<float>(sequence, head, scratch);
+}
+
+void sum_heads_any(const AttentionSequence& sequence, float* gradients, std::int64_t heads,
+                   const HeadMatrix& to) {
+  sequence.element == Element::bf16 ? sum_heads<Bf16>(sequence, gradients, heads, to)
+                                    : sum_heads<float>(sequence, gradients, heads, to);
 }
 
 }  // namespace
 
-std::int64_t attention_backward_scratch(const AttentionSequence& sequence) {
-  return sequence.element == Element::bf16 ? backward_scratch<Bf16>(sequence)
-                                           : backward_scratch<float>(sequence);
-}
-
-void attention_backward(const AttentionSequence& sequence, const AttentionGroupBackward& group,
-                        float* scratch) {
-  if (sequence.element == Element::bf16) return backward<Bf16>(sequence, group, scratch);
-  backward<float>(sequence, group, scratch);
-}
+const AttentionBackwardKernels attention_backward_kernels = {
+    .packed_size = packed_size,
+    .pack = pack_any,
+    .gradient_size = gradient_size,
+    .scratch = scratch_size,
+    .backward = backward_any,
+    .sum_heads = sum_heads_any,
+};
 
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL

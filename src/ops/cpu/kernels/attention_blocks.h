@@ -11,9 +11,7 @@
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 
-std::int64_t attention_backward_scratch(const AttentionSequence& sequence);
-void attention_backward(const AttentionSequence& sequence, const AttentionGroupBackward& group,
-                        float* scratch);
+extern const AttentionBackwardKernels attention_backward_kernels;
 
 namespace {
 
@@ -35,20 +33,44 @@ struct ElementOf<Bf16> {
   using Math = Fp8Math;  // denormals do not matter here: no level need flush them
 };
 
+template <typename T>
+Operand operand(const T* data, std::int64_t stride, std::int64_t lanes, std::int64_t contraction,
+                bool along) {
+  return {.data = data,
+          .stride = stride,
+          .lanes = lanes,
+          .contraction = contraction,
+          .element = ElementOf<T>::kElement,
+          .along_contraction = along};
+}
+
 /// Numbers of floats of the pieces of scratch, all multiples of 16 so that all stay aligned.
 struct BlockSizes {
   explicit BlockSizes(const AttentionSequence& sequence)
       : blocks((sequence.key_len + kKeyBlock - 1) / kKeyBlock),
         width(round_up(sequence.head_dim, kLanes)),
         head_steps(steps_of(sequence.element, sequence.head_dim)),
+        head_row(row_stride(sequence.element, sequence.head_dim)),
+        key_row(row_stride(sequence.element, kKeyBlock)),
         key_lanes(kKeyBlock * head_steps),
         head_lanes(width * steps_of(sequence.element, kKeyBlock)) {}
   std::int64_t blocks;
   std::int64_t width;       ///< of a row of head_dim FP32 numbers
   std::int64_t head_steps;  ///< of a contraction over head_dim
+  std::int64_t head_row;    ///< one packed row, contraction over head_dim
+  std::int64_t key_row;     ///< one packed row, contraction over a block of keys
   std::int64_t key_lanes;   ///< one packed block of keys, contraction over head_dim
   std::int64_t head_lanes;  ///< one packed block with lanes along head_dim, contraction over keys
 };
+
+/// Packs a whole matrix as rows.
+template <typename T>
+PackedRows pack_as_rows(const T* data, std::int64_t stride, std::int64_t lanes, std::int64_t contraction,
+                        bool along, float* packed) {
+  const Operand source = operand(data, stride, lanes, contraction, along);
+  pack_rows(source, 0, lanes, packed);
+  return {packed, packed_row_stride(source)};
+}
 
 /// Hands out consecutive pieces of `memory`, or, if that is null, only adds up their sizes.
 struct ScratchPieces {
@@ -85,21 +107,67 @@ inline KeyRange within_block(KeyRange range, std::int64_t key) {
   return lo < hi ? KeyRange{lo, hi} : KeyRange{0, 0};
 }
 
+/// A block of queries [begin, begin + rows) against the keys [key, key + keys): which parts of its products
+/// the causal mask leaves.
+struct BlockPair {
+  std::int64_t begin, rows, key, keys;
+  std::int64_t first_position;  ///< of query `begin`
+
+  BlockPair(const AttentionSequence& sequence, std::int64_t first_query, std::int64_t query_count,
+            std::int64_t first_key)
+      : begin(first_query),
+        rows(query_count),
+        key(first_key),
+        keys(lower(kKeyBlock, sequence.key_len - first_key)),
+        first_position(sequence.key_len - sequence.query_len + first_query) {}
+
+  /// Keys that the panel of queries from `row` on sees.
+  std::int64_t visible(std::int64_t row) const {
+    const std::int64_t last = lower(row + kRows, rows) - 1;
+    const std::int64_t count = lower(keys, first_position + last + 1 - key);
+    return count > 0 ? count : 0;
+  }
+  /// Queries, even in number, that come before the first one to see the panel of keys from `row` on.
+  std::int64_t unseeing(std::int64_t row) const {
+    const std::int64_t count = lower(rows, key + row - first_position);
+    return count > 0 ? count / 2 * 2 : 0;
+  }
+};
+
+/// Rows are queries, columns are keys: scores.
+template <class Math>
+void multiply_to_keys(const BlockPair& pair, PackedRows queries, const float* keys, std::int64_t steps,
+                      float* scores) {
+  multiply_block<Math>(queries, keys, pair.rows, pair.keys, steps, scores, kKeyBlock, false,
+                       [&](std::int64_t row) {
+                         return NeededPart{pair.visible(row), 0, steps};
+                       });
+}
+
+/// Rows are queries, the contraction runs over keys: sums of values.
+template <class Math>
+void multiply_over_keys(const BlockPair& pair, PackedRows weights, const float* values, std::int64_t columns,
+                        std::int64_t steps, float* sums, std::int64_t stride) {
+  multiply_block<Math>(weights, values, pair.rows, columns, steps, sums, stride, true, [&](std::int64_t row) {
+    const std::int64_t end = (pair.visible(row) + Math::kStepSize - 1) / Math::kStepSize;
+    return NeededPart{columns, 0, end};
+  });
+}
+
+/// Rows are keys, the contraction runs over queries: gradients of keys and values.
+template <class Math>
+void multiply_over_queries(const BlockPair& pair, PackedRows weights, const float* queries,
+                           std::int64_t columns, std::int64_t steps, float* sums, std::int64_t stride) {
+  multiply_block<Math>(weights, queries, pair.keys, columns, steps, sums, stride, true,
+                       [&](std::int64_t row) {
+                         return NeededPart{columns, pair.unseeing(row) / Math::kStepSize, steps};
+                       });
+}
+
 template <typename T>
 void fill_outside(T* row, KeyRange range, T value) {
   for (std::int64_t i = 0; i < range.lo; ++i) row[i] = value;
   for (std::int64_t i = range.hi; i < kKeyBlock; ++i) row[i] = value;
-}
-
-template <typename T>
-Operand operand(const T* data, std::int64_t stride, std::int64_t lanes, std::int64_t contraction,
-                bool along) {
-  return {.data = data,
-          .stride = stride,
-          .lanes = lanes,
-          .contraction = contraction,
-          .element = ElementOf<T>::kElement,
-          .along_contraction = along};
 }
 
 template <typename T>

@@ -39,19 +39,23 @@ struct GemmOutput {
 struct GemmTile {
   Element element = Element::f32;  ///< of either operand (FP8: which of the formats does not matter)
   const float* a = nullptr;        ///< as `pack_rows` wrote it
+  std::int64_t a_stride = 0;       ///< packed_row_stride of its source
   const float* b = nullptr;        ///< as `pack_columns` wrote it
   std::int64_t rows = 0, columns = 0, contraction = 0;
   float* sums = nullptr;  ///< scratch of round_up(rows, row_panel) * round_up(columns, vector) numbers
   GemmOutput out;         ///< data and bias point at the tile's first element
 };
 
-/// Packed sizes: `lanes` rows take round_up(lanes, row_panel) * steps units, a group of columns
+/// Packed rows stand one after the other if their source lies along the contraction (no transposition), or
+/// else side by side in panels of row_panel, step after step. `lanes` rows take
+/// round_up(lanes, row_panel) * (packed_row_stride, or steps if that is 0) units, a group of columns
 /// round_up(lanes, vector) * steps, with steps = ceil(contraction / step_size(element)). Packed memory is
 /// 64-byte aligned.
 struct GemmKernels {
   std::int64_t row_panel;  ///< rows of one packed panel
   std::int64_t vector;     ///< lanes of one vector
   std::int64_t (*steps)(Element element, std::int64_t contraction);
+  std::int64_t (*packed_row_stride)(const Operand& source);  ///< 0: rows side by side
   /// Packs lanes [begin, end) in panels of row_panel; `begin` and the packed memory start a panel; missing
   /// lanes become 0.
   void (*pack_rows)(const Operand& source, std::int64_t begin, std::int64_t end, float* packed);

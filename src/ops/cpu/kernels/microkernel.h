@@ -110,18 +110,53 @@ using Fp8Math = MultiplyAdd;
 
 #endif
 
-/// sums[r * stride + c] = (carry ? sums[r * stride + c] : 0) + product of `steps` packed steps. `sums` may be
-/// unaligned.
-template <class Math, int Rows, int Vectors>
-__attribute__((noinline)) void multiply_panel(const float* a, const float* b, std::int64_t steps, float* sums,
-                                              std::int64_t stride, bool carry) {
+/// Packed rows (gemm.h) side by side: the units of one step of kRows rows follow one another.
+struct RowsSideBySide {
+  const float* first;
+  [[gnu::always_inline]] float unit(int row, std::int64_t step) const { return first[step * kRows + row]; }
+};
+/// Packed rows one after the other.
+template <int Rows>
+struct RowsInTurn {
+  const float* row_begin[Rows];
+  [[gnu::always_inline]] float unit(int row, std::int64_t step) const { return row_begin[row][step]; }
+};
+
+/// The end of a product whose sums are kept in FP32 memory: sums[r * stride + c], unaligned.
+struct KeepSums {
+  float* sums;
+  std::int64_t stride;
+  template <int Rows, int Vectors>
+  [[gnu::always_inline]] void finish(const Vector (&sum)[Rows][Vectors]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < Vectors; ++v) {
+        *reinterpret_cast<UnalignedVector*>(sums + r * stride + v * kVector) = sum[r][v];
+      }
+    }
+  }
+};
+
+/// The sums that an earlier part of the contraction kept, or zeros if `sums` is null.
+struct CarriedSums {
+  const float* sums;
+  std::int64_t stride;
+};
+
+/// finish(carried + product of `steps` packed steps): the sums stay in registers throughout.
+template <class Math, int Rows, int Vectors, class PackedRows, class Finish>
+[[gnu::noinline]] void multiply_panel(PackedRows a, const float* b, std::int64_t steps, CarriedSums carried,
+                                      const Finish& end) {
   Vector sum[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
       sum[r][v] =
-          carry ? *reinterpret_cast<const UnalignedVector*>(sums + r * stride + v * kVector) : Vector{};
+          carried.sums
+              ? *reinterpret_cast<const UnalignedVector*>(carried.sums + r * carried.stride + v * kVector)
+              : Vector{};
     }
   }
   for (std::int64_t step = 0; step < steps; ++step) {
@@ -130,38 +165,48 @@ __attribute__((noinline)) void multiply_panel(const float* a, const float* b, st
     for (int v = 0; v < Vectors; ++v) columns[v] = *reinterpret_cast<const Vector*>(b + v * kVector);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Vector row = broadcast(a[r]);
+      const Vector row = broadcast(a.unit(r, step));
 #pragma GCC unroll 3
       for (int v = 0; v < Vectors; ++v) Math::apply(sum[r][v], row, columns[v]);
     }
-    a += kRows;
     b += Vectors * kVector;
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) {
-      *reinterpret_cast<UnalignedVector*>(sums + r * stride + v * kVector) = sum[r][v];
-    }
-  }
+  end.finish(sum);
 }
 
-template <class Math, int Rows>
-void multiply_panel(int vectors, const float* a, const float* b, std::int64_t steps, float* sums,
-                    std::int64_t stride, bool carry) {
-  if (vectors == 1) return multiply_panel<Math, Rows, 1>(a, b, steps, sums, stride, carry);
-  if (vectors == 2) return multiply_panel<Math, Rows, 2>(a, b, steps, sums, stride, carry);
-  return multiply_panel<Math, Rows, kMaxVectors>(a, b, steps, sums, stride, carry);
+/// Where packed rows stand: `stride` floats from a row to the next, or 0 for rows side by side.
+struct PackedRows {
+  const float* data;
+  std::int64_t stride;
+};
+
+template <class Math, int Rows, int Vectors, class Finish>
+[[gnu::always_inline]] inline void multiply_panel(PackedRows a, const float* b, std::int64_t steps,
+                                                  CarriedSums carried, const Finish& end) {
+  if (a.stride == 0) {
+    return multiply_panel<Math, Rows, Vectors>(RowsSideBySide{a.data}, b, steps, carried, end);
+  }
+  RowsInTurn<Rows> rows;
+  for (int r = 0; r < Rows; ++r) rows.row_begin[r] = a.data + r * a.stride;
+  multiply_panel<Math, Rows, Vectors>(rows, b, steps, carried, end);
+}
+
+template <class Math, int Rows, class Finish>
+void multiply_panel(int vectors, PackedRows a, const float* b, std::int64_t steps, CarriedSums carried,
+                    const Finish& end) {
+  if (vectors == 1) return multiply_panel<Math, Rows, 1>(a, b, steps, carried, end);
+  if (vectors == 2) return multiply_panel<Math, Rows, 2>(a, b, steps, carried, end);
+  return multiply_panel<Math, Rows, kMaxVectors>(a, b, steps, carried, end);
 }
 
 /// The same for the first `rows` of a panel: a few rows more may be computed, but never more than kRows.
-template <class Math>
-void multiply_panel(std::int64_t rows, int vectors, const float* a, const float* b, std::int64_t steps,
-                    float* sums, std::int64_t stride, bool carry) {
+template <class Math, class Finish>
+void multiply_panel(std::int64_t rows, int vectors, PackedRows a, const float* b, std::int64_t steps,
+                    CarriedSums carried, const Finish& end) {
   [[maybe_unused]] const typename Math::Scope scope;
-  if (rows == 1) return multiply_panel<Math, 1>(vectors, a, b, steps, sums, stride, carry);
-  if (rows <= kRows / 2) return multiply_panel<Math, kRows / 2>(vectors, a, b, steps, sums, stride, carry);
-  return multiply_panel<Math, kRows>(vectors, a, b, steps, sums, stride, carry);
+  if (rows == 1) return multiply_panel<Math, 1>(vectors, a, b, steps, carried, end);
+  if (rows <= kRows / 2) return multiply_panel<Math, kRows / 2>(vectors, a, b, steps, carried, end);
+  return multiply_panel<Math, kRows>(vectors, a, b, steps, carried, end);
 }
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
@@ -180,15 +225,32 @@ void for_column_panels(std::int64_t columns, const Body& body) {
   }
 }
 
+/// The packed panel of kRows rows that starts at `row`, from `step` on.
+inline PackedRows panel_of(PackedRows rows, std::int64_t row, std::int64_t steps, std::int64_t step) {
+  if (rows.stride == 0) return {rows.data + row * steps + step * kRows, 0};
+  return {rows.data + row * rows.stride + step, rows.stride};
+}
+
+/// What a panel of rows needs of a block's product: the first `columns`, and the steps [first, end).
+struct NeededPart {
+  std::int64_t columns, first_step, end_step;
+};
+
 /// sums[r * stride + c] (+)= product of packed rows and a packed group of columns; rows and columns are
-/// padded in `sums`.
-template <class Math>
-void multiply_block(const float* a, const float* b, std::int64_t rows, std::int64_t columns,
-                    std::int64_t steps, float* sums, std::int64_t stride, bool carry) {
+/// padded in `sums`. needed(row) tells the NeededPart of the kRows rows from `row` on: sums of other columns
+/// may stay as they are, products of other steps are zeros.
+template <class Math, class Needed>
+void multiply_block(PackedRows a, const float* b, std::int64_t rows, std::int64_t columns, std::int64_t steps,
+                    float* sums, std::int64_t stride, bool carry, const Needed& needed) {
   for_column_panels(columns, [&](std::int64_t column, int vectors) {
     for (std::int64_t row = 0; row < rows; row += kRows) {
-      multiply_panel<Math>(rows - row, vectors, a + row * steps, b + column * steps, steps,
-                           sums + row * stride + column, stride, carry);
+      const NeededPart part = needed(row);
+      if (column >= part.columns || (carry && part.first_step >= part.end_step)) continue;
+      float* const panel_sums = sums + row * stride + column;
+      multiply_panel<Math>(rows - row, vectors, panel_of(a, row, steps, part.first_step),
+                           b + column * steps + part.first_step * vectors * kVector,
+                           part.end_step - part.first_step, CarriedSums{carry ? panel_sums : nullptr, stride},
+                           KeepSums{panel_sums, stride});
     }
   });
 }

@@ -8,7 +8,6 @@
 #if defined(__AVX512BF16__)
 #include "ops/cpu/kernels/pack_pairs.h"
 #endif
-
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
@@ -68,6 +67,17 @@ constexpr std::int64_t steps_of(Element element, std::int64_t contraction) {
   return element == Element::bf16 ? round_up(contraction, 2) : contraction;
 }
 
+/// Floats from a packed row to the next: an odd number of cache lines, so that a panel's rows do not compete
+/// for one set of the inner cache.
+constexpr std::int64_t row_stride(Element element, std::int64_t contraction) {
+  constexpr std::int64_t kLine = 16;
+  return (round_up(steps_of(element, contraction), kLine) / kLine | 1) * kLine;
+}
+
+inline std::int64_t packed_row_stride(const Operand& source) {
+  return source.along_contraction ? row_stride(source.element, source.contraction) : 0;
+}
+
 /// Contraction steps packed for all lanes before the next: source lines shared by neighbouring lanes stay in
 /// the cache.
 constexpr std::int64_t kPackSteps = 256;
@@ -111,10 +121,31 @@ void pack_panel_units(const Operand& source, std::int64_t begin, std::int64_t en
   }
 }
 
-void pack_rows(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
-#if defined(__AVX512BF16__)
-  if (source.element != Element::f32) return pack_row_pairs(source, begin, end, packed);
-#endif
+/// One row after the other; a row's unused end is not written.
+template <class Elements>
+void pack_rows_in_turn(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+  const std::int64_t stride = packed_row_stride(source), steps = steps_of(source.element, source.contraction);
+  for (std::int64_t lane = begin; lane < end; ++lane, packed += stride) {
+    const auto* from = static_cast<const typename Elements::Type*>(source.data) + lane * source.stride;
+    for (std::int64_t i = 0; i < source.contraction; ++i) packed[i] = Elements::load(from[i]);
+    for (std::int64_t i = source.contraction; i < steps; ++i) packed[i] = 0;
+  }
+}
+
+void pack_rows_in_turn(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+  switch (source.element) {
+    case Element::f32:
+      return pack_rows_in_turn<F32Elements>(source, begin, end, packed);
+    case Element::bf16:
+      return pack_rows_in_turn<Bf16Elements>(source, begin, end, packed);
+    case Element::e4m3:
+      return pack_rows_in_turn<E4m3Elements>(source, begin, end, packed);
+    case Element::e5m2:
+      return pack_rows_in_turn<E5m2Elements>(source, begin, end, packed);
+  }
+}
+
+void pack_rows_side_by_side(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
   const std::int64_t steps = steps_of(source.element, source.contraction);
   for (std::int64_t k = 0; k < source.contraction; k += kPackSteps) {
     const std::int64_t k_end = lower(source.contraction, k + kPackSteps);
@@ -123,6 +154,23 @@ void pack_rows(const Operand& source, std::int64_t begin, std::int64_t end, floa
                        packed + (lane - begin) * steps);
     }
   }
+}
+
+void pack_rows(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+  const bool in_turn = source.along_contraction;
+  if (in_turn) {  // the panel's missing rows
+    const std::int64_t stride = packed_row_stride(source);
+    const std::int64_t rows = round_up(end - begin, kRows);
+    for (std::int64_t i = (end - begin) * stride; i < rows * stride; ++i) packed[i] = 0;
+  }
+#if defined(__AVX512BF16__)
+  if (source.element != Element::f32) {
+    return in_turn ? pack_row_pairs_in_turn(source, begin, end, packed, packed_row_stride(source))
+                   : pack_row_pairs_side_by_side(source, begin, end, packed);
+  }
+#endif
+  in_turn ? pack_rows_in_turn(source, begin, end, packed)
+          : pack_rows_side_by_side(source, begin, end, packed);
 }
 
 void pack_columns(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {

@@ -205,8 +205,23 @@ struct RowSink {
 
 constexpr std::int64_t kPackPairSteps = 512;  // even; see kPackSteps
 
+/// Rows one after the other, `stride` floats apart; the end of a row is zeros up to a whole vector.
 template <class Pairs>
-void pack_row_pairs(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+void pack_row_pairs_in_turn(const Operand& source, std::int64_t begin, std::int64_t end, float* packed,
+                            std::int64_t stride) {
+  const Pairs pairs(source);
+  const std::int64_t whole = source.contraction / 32 * 32;
+  const __mmask32 rest = (__mmask32{1} << (source.contraction - whole)) - 1;
+  for (std::int64_t lane = begin; lane < end; ++lane, packed += stride) {
+    for (std::int64_t k = 0; k < whole; k += 32) {
+      _mm512_store_si512(packed + k / 2, pairs.along(lane, k, ~__mmask32{0}));
+    }
+    if (rest != 0) _mm512_store_si512(packed + whole / 2, pairs.along(lane, whole, rest));
+  }
+}
+
+template <class Pairs>
+void pack_row_pairs_side_by_side(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
   static_assert(kRows == 8);
   const Pairs pairs(source);
   const std::int64_t steps = (source.contraction + 1) / 2;
@@ -239,9 +254,19 @@ void pack_column_pairs(const Operand& source, std::int64_t begin, std::int64_t e
   }
 }
 
-void pack_row_pairs(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
-  if (source.element == Element::bf16) return pack_row_pairs<Bf16Pairs>(source, begin, end, packed);
-  return pack_row_pairs<Fp8Pairs>(source, begin, end, packed);
+void pack_row_pairs_in_turn(const Operand& source, std::int64_t begin, std::int64_t end, float* packed,
+                            std::int64_t stride) {
+  if (source.element == Element::bf16) {
+    return pack_row_pairs_in_turn<Bf16Pairs>(source, begin, end, packed, stride);
+  }
+  pack_row_pairs_in_turn<Fp8Pairs>(source, begin, end, packed, stride);
+}
+
+void pack_row_pairs_side_by_side(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
+  if (source.element == Element::bf16) {
+    return pack_row_pairs_side_by_side<Bf16Pairs>(source, begin, end, packed);
+  }
+  pack_row_pairs_side_by_side<Fp8Pairs>(source, begin, end, packed);
 }
 
 void pack_column_pairs(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
