@@ -2,8 +2,6 @@
 /// threads.
 #pragma once
 
-#include <tbb/task_arena.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,9 +15,12 @@ int available_threads();
 ///
 /// Items are handed out in ascending order by a counter; which thread runs an item is not defined, so an item
 /// must write only what belongs to it. The first exception thrown by an item ends the loop and is rethrown;
-/// items that had not begun are then left out.
+/// items that had not begun are then left out. A loop inside a loop, or beside one of another caller, runs on
+/// its caller's thread alone.
 class Threads {
  public:
+  using Body = std::function<void(std::int64_t item, int thread)>;
+
   /// `count` threads; 0 means `available_threads()`.
   explicit Threads(int count = 0);
   int count() const { return count_; }
@@ -33,11 +34,13 @@ class Threads {
 
   /// As `for_each`, and tells `body(item, thread)` the thread, in [0, count), so that it can use scratch
   /// memory of its own.
-  void for_each_on_thread(std::int64_t items, const std::function<void(std::int64_t, int)>& body) const;
+  void for_each_on_thread(std::int64_t items, const Body& body) const;
 
  private:
+  class Pool;
+
   int count_;
-  std::shared_ptr<tbb::task_arena> arena_;  // copies of this object share it
+  std::shared_ptr<Pool> pool_;  // copies of this object share it
 };
 
 }  // namespace quaver

@@ -40,30 +40,29 @@ float scale_of(const GemmOperand& a, const GemmOperand& b) {
   return is_fp8(a.dtype()) ? *a.scale_inv.data<float>() * *b.scale_inv.data<float>() : 1.0f;
 }
 
-/// How the output is cut. Tiles are the items that threads share; stripes bound the packed copies, so that
-/// these stay in the outer cache. All of it depends on the shape alone.
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+/// How the output is cut, by its shape alone. A tile of rows is what a thread packs and multiplies by itself; it
+/// stays in the inner caches. A group of columns is packed as a whole. A stripe of groups bounds the packed
+/// copy of `b`, so that it stays in the outer cache for all tiles.
 struct Cut {
-  std::int64_t tile_rows = 64, tile_columns = 192;
-  std::int64_t stripe_rows, stripe_columns;
+  std::int64_t tile_rows = 64, group_columns = 192, stripe_columns;
 };
 
 constexpr std::int64_t kStripeBytes = 4 << 20;
 constexpr std::int64_t kWantedTiles = 32;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
 Cut cut_of(std::int64_t rows, std::int64_t columns, std::int64_t steps) {
   Cut cut;
-  const auto too_few = [&] {
-    return ceil_div(rows, cut.tile_rows) * ceil_div(columns, cut.tile_columns) < kWantedTiles;
-  };
-  if (too_few()) cut.tile_columns = 96;
-  if (too_few() && rows > 32) cut.tile_rows = 32;
+  if (rows <= cut.tile_rows) {
+    if (ceil_div(columns, cut.group_columns) < kWantedTiles) cut.group_columns = 96;
+  } else {
+    while (cut.tile_rows > 16 && ceil_div(rows, cut.tile_rows) < kWantedTiles) cut.tile_rows /= 2;
+  }
   const std::int64_t stripe = kStripeBytes / std::max<std::int64_t>(1, steps * 4);
-  cut.stripe_rows = std::max(cut.tile_rows, stripe / cut.tile_rows * cut.tile_rows);
-  cut.stripe_columns = std::max(cut.tile_columns, stripe / cut.tile_columns * cut.tile_columns);
+  cut.stripe_columns = std::max(cut.group_columns, stripe / cut.group_columns * cut.group_columns);
   return cut;
 }
 
@@ -85,89 +84,60 @@ class Product {
       : threads_(threads), kernels_(kernels), a_(a), b_(b), out_(out) {
     steps_ = kernels.steps(a.element, a.contraction);
     row_stride_ = kernels.packed_row_stride(a);
-    row_units_ = row_stride_ == 0 ? steps_ : row_stride_;
     cut_ = cut_of(a.lanes, b.lanes, steps_);
-    packs_on_use_ = a.lanes <= cut_.tile_rows;
-    const auto padded = [](std::int64_t size, std::int64_t stripe, std::int64_t tile) {
-      return ceil_div(std::min(size, stripe), tile) * tile;
-    };
-    packed_a_ = scratch(backend, padded(a.lanes, cut_.stripe_rows, cut_.tile_rows) * row_units_);
-    packed_b_ =
-        scratch(backend, packs_on_use_ ? threads.count() * cut_.tile_columns * steps_
-                                       : padded(b.lanes, cut_.stripe_columns, cut_.tile_columns) * steps_);
-    sums_ = scratch(backend, threads.count() * cut_.tile_rows * cut_.tile_columns);
+    one_tile_ = a.lanes <= cut_.tile_rows;
+    const std::int64_t teams = threads.count();
+    row_tile_units_ = cut_.tile_rows * (row_stride_ == 0 ? steps_ : row_stride_);
+    group_units_ = cut_.group_columns * steps_;
+    const std::int64_t groups = ceil_div(std::min(b.lanes, cut_.stripe_columns), cut_.group_columns);
+    packed_a_ = scratch(backend, (one_tile_ ? 1 : teams) * row_tile_units_);
+    packed_b_ = scratch(backend, (one_tile_ ? teams : groups) * group_units_);
+    sums_ = scratch(backend, teams * cut_.tile_rows * cut_.group_columns);
   }
 
-  void run() const {
-    if (packs_on_use_) return run_few_rows();
-    for (std::int64_t column = 0; column < b_.lanes; column += cut_.stripe_columns) {
-      const Range columns{column, std::min(b_.lanes, column + cut_.stripe_columns)};
-      for (std::int64_t row = 0; row < a_.lanes; row += cut_.stripe_rows) {
-        const Range rows{row, std::min(a_.lanes, row + cut_.stripe_rows)};
-        pack(rows, columns, row == 0);
-        multiply(rows, columns);
-      }
-    }
-  }
+  void run() const { one_tile_ ? run_one_tile() : run_stripes(); }
 
  private:
   static Tensor scratch(Backend& backend, std::int64_t floats) {
     return backend.allocate(DType::f32, {std::max<std::int64_t>(16, floats)});
   }
 
-  /// A stripe of either operand; that of `b` serves all stripes of `a`.
-  void pack(const Range& rows, const Range& columns, bool with_columns) const {
-    const std::int64_t row_tiles = ceil_div(rows.size(), cut_.tile_rows);
-    const std::int64_t column_tiles = with_columns ? ceil_div(columns.size(), cut_.tile_columns) : 0;
-    threads_.for_each(row_tiles + column_tiles, [&](std::int64_t item) {
-      if (item < column_tiles) {
-        pack_columns(block_of(columns, item, cut_.tile_columns),
-                     packed_b_.data<float>() + item * cut_.tile_columns * steps_);
-      } else {
-        pack_rows(rows, item - column_tiles);
-      }
-    });
+  /// Packed columns serve all tiles of rows; every thread packs the rows of its tiles right before use.
+  void run_stripes() const {
+    for (std::int64_t column = 0; column < b_.lanes; column += cut_.stripe_columns) {
+      const Range stripe{column, std::min(b_.lanes, column + cut_.stripe_columns)};
+      const std::int64_t groups = ceil_div(stripe.size(), cut_.group_columns);
+      threads_.for_each(groups, [&](std::int64_t group) { pack_group(stripe, group, packed_group(group)); });
+      threads_.for_each_on_thread(ceil_div(a_.lanes, cut_.tile_rows), [&](std::int64_t tile, int thread) {
+        const Range rows = block_of({0, a_.lanes}, tile, cut_.tile_rows);
+        float* packed = packed_a_.data<float>() + thread * row_tile_units_;
+        kernels_.pack_rows(a_, rows.begin, rows.end, packed);
+        for (std::int64_t group = 0; group < groups; ++group) {
+          multiply(rows, block_of(stripe, group, cut_.group_columns), packed, packed_group(group), thread);
+        }
+      });
+    }
   }
 
-  void pack_rows(const Range& rows, std::int64_t tile) const {
-    const Range lanes = block_of(rows, tile, cut_.tile_rows);
-    kernels_.pack_rows(a_, lanes.begin, lanes.end, packed_rows(tile));
+  /// Packed columns serve once, so they are packed right before use and stay in the inner cache.
+  void run_one_tile() const {
+    const Range rows{0, a_.lanes}, columns{0, b_.lanes};
+    kernels_.pack_rows(a_, 0, a_.lanes, packed_a_.data<float>());
+    threads_.for_each_on_thread(ceil_div(columns.size(), cut_.group_columns),
+                                [&](std::int64_t group, int thread) {
+                                  pack_group(columns, group, packed_group(thread));
+                                  multiply(rows, block_of(columns, group, cut_.group_columns),
+                                           packed_a_.data<float>(), packed_group(thread), thread);
+                                });
   }
-  void pack_columns(const Range& lanes, float* packed) const {
+
+  float* packed_group(std::int64_t index) const { return packed_b_.data<float>() + index * group_units_; }
+  void pack_group(const Range& columns, std::int64_t group, float* packed) const {
+    const Range lanes = block_of(columns, group, cut_.group_columns);
     kernels_.pack_columns(b_, lanes.begin, lanes.end, packed);
   }
-  float* packed_rows(std::int64_t tile) const {
-    return packed_a_.data<float>() + tile * cut_.tile_rows * row_units_;
-  }
 
-  void multiply(const Range& rows, const Range& columns) const {
-    const std::int64_t row_tiles = ceil_div(rows.size(), cut_.tile_rows);
-    const std::int64_t column_tiles = ceil_div(columns.size(), cut_.tile_columns);
-    // Neighbouring items share the packed columns, the larger of the two.
-    threads_.for_each_on_thread(row_tiles * column_tiles, [&](std::int64_t item, int thread) {
-      const std::int64_t row_tile = item % row_tiles, column_tile = item / row_tiles;
-      multiply_tile(block_of(rows, row_tile, cut_.tile_rows),
-                    block_of(columns, column_tile, cut_.tile_columns), packed_rows(row_tile),
-                    packed_b_.data<float>() + column_tile * cut_.tile_columns * steps_, thread);
-    });
-  }
-
-  /// One row of tiles: packed columns serve once, so they are packed right before use and stay in the inner
-  /// cache.
-  void run_few_rows() const {
-    const Range rows{0, a_.lanes}, columns{0, b_.lanes};
-    pack_rows(rows, 0);
-    threads_.for_each_on_thread(
-        ceil_div(columns.size(), cut_.tile_columns), [&](std::int64_t item, int thread) {
-          float* packed = packed_b_.data<float>() + thread * cut_.tile_columns * steps_;
-          const Range lanes = block_of(columns, item, cut_.tile_columns);
-          pack_columns(lanes, packed);
-          multiply_tile(rows, lanes, packed_rows(0), packed, thread);
-        });
-  }
-
-  void multiply_tile(const Range& rows, const Range& columns, const float* a, const float* b,
-                     int thread) const {
+  void multiply(const Range& rows, const Range& columns, const float* a, const float* b, int thread) const {
     GemmTile tile{.element = a_.element,
                   .a = a,
                   .a_stride = row_stride_,
@@ -175,7 +145,7 @@ class Product {
                   .rows = rows.size(),
                   .columns = columns.size(),
                   .contraction = a_.contraction,
-                  .sums = sums_.data<float>() + thread * cut_.tile_rows * cut_.tile_columns,
+                  .sums = sums_.data<float>() + thread * cut_.tile_rows * cut_.group_columns,
                   .out = out_};
     const std::int64_t offset = rows.begin * out_.stride + columns.begin;
     tile.out.data = static_cast<std::byte*>(out_.data) + offset * (out_.is_bf16 ? 2 : 4);
@@ -187,9 +157,9 @@ class Product {
   const GemmKernels& kernels_;
   Operand a_, b_;
   GemmOutput out_;
-  std::int64_t steps_ = 0, row_stride_ = 0, row_units_ = 0;
   Cut cut_;
-  bool packs_on_use_ = false;
+  bool one_tile_ = false;  ///< few rows
+  std::int64_t steps_ = 0, row_stride_ = 0, row_tile_units_ = 0, group_units_ = 0;
   Tensor packed_a_, packed_b_, sums_;
 };
 

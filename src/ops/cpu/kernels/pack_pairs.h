@@ -56,14 +56,27 @@ constexpr ByteOrder make_along_order() {
   for (int p = 0; p < 64; ++p) order.index[p] = static_cast<std::uint8_t>((p / 2) ^ 1);
   return order;
 }
-/// 16 lanes of two steps, the second step in bytes 0-15 and the first in bytes 16-31.
-constexpr ByteOrder make_across_order() {
+/// 64 lanes of two steps, the second step in bytes 0-63 and the first in bytes 64-127: the pairs of lanes
+/// [16 part, 16 part + 16).
+constexpr ByteOrder make_across_order(int part) {
   ByteOrder order{};
-  for (int p = 0; p < 64; ++p) order.index[p] = static_cast<std::uint8_t>(p / 4 + (p & 2 ? 16 : 0));
+  for (int p = 0; p < 64; ++p)
+    order.index[p] = static_cast<std::uint8_t>(16 * part + p / 4 + (p & 2 ? 64 : 0));
   return order;
 }
 constexpr ByteOrder kAlongOrder = make_along_order();
-constexpr ByteOrder kAcrossOrder = make_across_order();
+constexpr ByteOrder kAcrossOrder[] = {make_across_order(0), make_across_order(1), make_across_order(2),
+                                      make_across_order(3)};
+
+/// The lowest `count` of `Mask`'s bits.
+template <typename Mask>
+Mask low_bits(std::int64_t count) {
+  constexpr std::int64_t kBits = 8 * sizeof(Mask);
+  if (count >= kBits) return static_cast<Mask>(~Mask{0});
+  return count <= 0 ? Mask{0} : static_cast<Mask>((Mask{1} << count) - 1);
+}
+
+constexpr int kMaxAcross = 4;  ///< vectors of 16 lanes that one call of `across` loads
 
 /// Loads FP8 codes as pairs of BF16 numbers.
 class Fp8Pairs {
@@ -79,20 +92,27 @@ class Fp8Pairs {
   /// 16 pairs of steps, from step k, of one lane; `valid` of the 32 steps exist.
   __m512i along(std::int64_t lane, std::int64_t k, __mmask32 valid) const {
     const __m256i codes = _mm256_maskz_loadu_epi8(valid, data_ + lane * stride_ + k);
-    return widen(_mm512_castsi256_si512(codes), _mm512_load_si512(kAlongOrder.index));
+    return widen(
+        _mm512_permutexvar_epi8(_mm512_load_si512(kAlongOrder.index), _mm512_castsi256_si512(codes)));
   }
-  /// Steps k and k + 1 (if `second`) of 16 lanes; `valid` of the lanes exist.
-  __m512i across(std::int64_t lane, std::int64_t k, __mmask16 valid, bool second) const {
+  /// Steps k and k + 1 (if `second`) of 16 * Vectors lanes, of which `lanes` exist.
+  template <int Vectors>
+  void across(std::int64_t lane, std::int64_t lanes, std::int64_t k, bool second,
+              __m512i (&units)[Vectors]) const {
     const std::uint8_t* from = data_ + k * stride_ + lane;
-    const __m128i first_codes = _mm_maskz_loadu_epi8(valid, from);
-    const __m128i second_codes = _mm_maskz_loadu_epi8(second ? valid : __mmask16{0}, from + stride_);
-    return widen(_mm512_castsi256_si512(_mm256_set_m128i(first_codes, second_codes)),
-                 _mm512_load_si512(kAcrossOrder.index));
+    const auto valid = low_bits<__mmask64>(lanes);
+    const __m512i first_codes = _mm512_maskz_loadu_epi8(valid, from);
+    const __m512i second_codes = _mm512_maskz_loadu_epi8(second ? valid : __mmask64{0}, from + stride_);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const __m512i order = _mm512_load_si512(kAcrossOrder[v].index);
+      units[v] = widen(_mm512_permutex2var_epi8(second_codes, order, first_codes));
+    }
   }
 
  private:
-  __m512i widen(__m512i codes, __m512i order) const {
-    const __m512i c = _mm512_permutexvar_epi8(order, codes);
+  /// Codes that stand twice each, as BF16 numbers.
+  __m512i widen(__m512i c) const {
     const __m512i low = _mm512_permutex2var_epi8(low_[0], c, low_[1]);
     const __m512i high = _mm512_permutex2var_epi8(high_[0], c, high_[1]);
     const __m512i magnitude = _mm512_mask_mov_epi8(low, 0xAAAAAAAAAAAAAAAAull, high);
@@ -113,12 +133,18 @@ class Bf16Pairs {
   __m512i along(std::int64_t lane, std::int64_t k, __mmask32 valid) const {
     return _mm512_rol_epi32(_mm512_maskz_loadu_epi16(valid, data_ + lane * stride_ + k), 16);
   }
-  __m512i across(std::int64_t lane, std::int64_t k, __mmask16 valid, bool second) const {
+  template <int Vectors>
+  void across(std::int64_t lane, std::int64_t lanes, std::int64_t k, bool second,
+              __m512i (&units)[Vectors]) const {
     const std::uint16_t* from = data_ + k * stride_ + lane;
-    const __m512i upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(valid, from));
-    const __m512i lower_half =
-        _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second ? valid : __mmask16{0}, from + stride_));
-    return _mm512_or_si512(_mm512_slli_epi32(upper, 16), lower_half);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const auto valid = low_bits<__mmask16>(lanes - 16 * v);
+      const __m512i upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(valid, from + 16 * v));
+      const __m512i lower_half = _mm512_cvtepu16_epi32(
+          _mm256_maskz_loadu_epi16(second ? valid : __mmask16{0}, from + stride_ + 16 * v));
+      units[v] = _mm512_or_si512(_mm512_slli_epi32(upper, 16), lower_half);
+    }
   }
 
  private:
@@ -157,47 +183,69 @@ __attribute__((always_inline)) inline void transpose(__m512i (&m)[16]) {
   }
 }
 
-/// Steps [k, k_end), k even, of up to 16 lanes from `lane`: calls sink.put(pair, units of 16 lanes).
+/// Steps [k, k_end), k even, of up to 16 lanes from `lane`, which lie along the contraction: calls sink.put(0,
+/// pair, units of 16 lanes).
 template <class Pairs, class Sink>
-void pack_sixteen(const Pairs& pairs, const Operand& source, std::int64_t lane, std::int64_t lanes,
-                  std::int64_t k, std::int64_t k_end, const Sink& sink) {
-  if (source.along_contraction) {
-    for (; k < k_end; k += 32) {
-      const std::int64_t left = k_end - k;
-      const __mmask32 valid = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-      __m512i units[16];
+void pack_along(const Pairs& pairs, std::int64_t lane, std::int64_t lanes, std::int64_t k, std::int64_t k_end,
+                const Sink& sink) {
+  for (; k < k_end; k += 32) {
+    const std::int64_t left = k_end - k;
+    const auto valid = low_bits<__mmask32>(left);
+    __m512i units[16];
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        units[i] = i < lanes ? pairs.along(lane + i, k, valid) : _mm512_setzero_si512();
-      transpose(units);
-      if (left >= 32) {
+    for (int i = 0; i < 16; ++i)
+      units[i] = i < lanes ? pairs.along(lane + i, k, valid) : _mm512_setzero_si512();
+    transpose(units);
+    if (left >= 32) {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) sink.put(k / 2 + i, units[i]);
-      } else {
-        for (int i = 0; 2 * i < left; ++i) sink.put(k / 2 + i, units[i]);
-      }
+      for (int i = 0; i < 16; ++i) sink.put(0, k / 2 + i, units[i]);
+    } else {
+      for (int i = 0; 2 * i < left; ++i) sink.put(0, k / 2 + i, units[i]);
     }
-  } else {
-    const __mmask16 valid = static_cast<__mmask16>(lanes >= 16 ? 0xFFFF : (1 << lanes) - 1);
-    for (; k < k_end; k += 2) sink.put(k / 2, pairs.across(lane, k, valid, k + 1 < k_end));
   }
 }
 
-/// Sixteen lanes of a column panel.
+/// The same for up to 16 * Vectors lanes that lie across the contraction: calls sink.put(vector, pair, units).
+template <int Vectors, class Pairs, class Sink>
+void pack_across(const Pairs& pairs, std::int64_t lane, std::int64_t lanes, std::int64_t k,
+                 std::int64_t k_end, const Sink& sink) {
+  for (; k < k_end; k += 2) {
+    __m512i units[Vectors];
+    pairs.across(lane, lanes, k, k + 1 < k_end, units);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sink.put(v, k / 2, units[v]);
+  }
+}
+
+template <class Pairs, class Sink>
+void pack_across(int vectors, const Pairs& pairs, std::int64_t lane, std::int64_t lanes, std::int64_t k,
+                 std::int64_t k_end, const Sink& sink) {
+  static_assert(kMaxAcross == 4);
+  if (vectors == 1) return pack_across<1>(pairs, lane, lanes, k, k_end, sink);
+  if (vectors == 2) return pack_across<2>(pairs, lane, lanes, k, k_end, sink);
+  if (vectors == 3) return pack_across<3>(pairs, lane, lanes, k, k_end, sink);
+  pack_across<4>(pairs, lane, lanes, k, k_end, sink);
+}
+
+/// A panel of columns, from one of its vectors on.
 struct ColumnSink {
   float* to;
   std::int64_t width;
-  void put(std::int64_t pair, __m512i units) const { _mm512_store_si512(to + pair * width, units); }
+  void put(int vector, std::int64_t pair, __m512i units) const {
+    _mm512_store_si512(to + pair * width + vector * kVector, units);
+  }
 };
 
-/// Two row panels of eight, or one.
+/// Panels of eight rows side by side, `rows` rows in all.
 struct RowSink {
-  float* first;
-  float* second;  // may be null
-  void put(std::int64_t pair, __m512i units) const {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(first + pair * kRows), _mm512_castsi512_si256(units));
-    if (second) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(second + pair * kRows),
+  float* to;
+  std::int64_t panel_units;
+  std::int64_t rows;
+  void put(int vector, std::int64_t pair, __m512i units) const {
+    float* first = to + 2 * vector * panel_units + pair * kRows;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(first), _mm512_castsi512_si256(units));
+    if (rows > 16 * vector + kRows) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(first + panel_units),
                          _mm512_extracti64x4_epi64(units, 1));
     }
   }
@@ -211,7 +259,7 @@ void pack_row_pairs_in_turn(const Operand& source, std::int64_t begin, std::int6
                             std::int64_t stride) {
   const Pairs pairs(source);
   const std::int64_t whole = source.contraction / 32 * 32;
-  const __mmask32 rest = (__mmask32{1} << (source.contraction - whole)) - 1;
+  const auto rest = low_bits<__mmask32>(source.contraction - whole);
   for (std::int64_t lane = begin; lane < end; ++lane, packed += stride) {
     for (std::int64_t k = 0; k < whole; k += 32) {
       _mm512_store_si512(packed + k / 2, pairs.along(lane, k, ~__mmask32{0}));
@@ -228,10 +276,11 @@ void pack_row_pairs_side_by_side(const Operand& source, std::int64_t begin, std:
   for (std::int64_t k = 0; k < source.contraction; k += kPackPairSteps) {
     const std::int64_t k_end =
         k + kPackPairSteps < source.contraction ? k + kPackPairSteps : source.contraction;
-    for (std::int64_t lane = begin; lane < end; lane += 16) {
-      float* first = packed + (lane - begin) * steps;
-      const RowSink sink{first, end - lane > kRows ? first + kRows * steps : nullptr};
-      pack_sixteen(pairs, source, lane, end - lane, k, k_end, sink);
+    for (std::int64_t lane = begin; lane < end; lane += kMaxAcross * kVector) {
+      const std::int64_t lanes = end - lane;
+      const int vectors = lanes >= kMaxAcross * kVector ? kMaxAcross : static_cast<int>((lanes + 15) / 16);
+      pack_across(vectors, pairs, lane, lanes, k, k_end,
+                  RowSink{packed + (lane - begin) * steps, kRows * steps, lanes});
     }
   }
 }
@@ -245,10 +294,13 @@ void pack_column_pairs(const Operand& source, std::int64_t begin, std::int64_t e
     const std::int64_t k_end =
         k + kPackPairSteps < source.contraction ? k + kPackPairSteps : source.contraction;
     for_column_panels(end - begin, [&](std::int64_t column, int vectors) {
-      for (int v = 0; v < vectors; ++v) {
-        const std::int64_t lane = begin + column + v * kVector;
-        const ColumnSink sink{packed + column * steps + v * kVector, vectors * kVector};
-        pack_sixteen(pairs, source, lane, end - lane, k, k_end, sink);
+      const std::int64_t lane = begin + column, width = vectors * kVector;
+      if (!source.along_contraction) {
+        return pack_across(vectors, pairs, lane, end - lane, k, k_end,
+                           ColumnSink{packed + column * steps, width});
+      }
+      for (std::int64_t v = 0; v < width; v += kVector) {
+        pack_along(pairs, lane + v, end - lane - v, k, k_end, ColumnSink{packed + column * steps + v, width});
       }
     });
   }

@@ -64,6 +64,16 @@ struct StoreOutput {
   std::int64_t row, column;
   std::int64_t rows, columns;  ///< valid ones, from (row, column) on
 
+  /// The output is seldom in a cache: its lines arrive while the panel is computed.
+  [[gnu::always_inline]] void prefetch() const {
+    const std::int64_t size = out.is_bf16 ? 2 : 4;
+    const char* line = static_cast<const char*>(out.data) + (row * out.stride + column) * size;
+    for (std::int64_t r = 0; r < rows; ++r, line += out.stride * size) {
+      for (std::int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(line + byte, 1);
+      __builtin_prefetch(line + columns * size - 1, 1);
+    }
+  }
+
   template <int Rows, int Vectors>
   [[gnu::always_inline]] void finish(const Vector (&sum)[Rows][Vectors]) const {
 #pragma GCC unroll 8
