@@ -56,6 +56,13 @@ constexpr ByteOrder make_along_order() {
   for (int p = 0; p < 64; ++p) order.index[p] = static_cast<std::uint8_t>((p / 2) ^ 1);
   return order;
 }
+/// Four codes of each of 16 lanes: the first pair of steps of every lane, or the second.
+constexpr ByteOrder make_quad_order(int pair) {
+  ByteOrder order{};
+  for (int p = 0; p < 64; ++p)
+    order.index[p] = static_cast<std::uint8_t>(p / 4 * 4 + 2 * pair + (p & 2 ? 0 : 1));
+  return order;
+}
 /// 64 lanes of two steps, the second step in bytes 0-63 and the first in bytes 64-127: the pairs of lanes
 /// [16 part, 16 part + 16).
 constexpr ByteOrder make_across_order(int part) {
@@ -65,6 +72,7 @@ constexpr ByteOrder make_across_order(int part) {
   return order;
 }
 constexpr ByteOrder kAlongOrder = make_along_order();
+constexpr ByteOrder kQuadOrder[] = {make_quad_order(0), make_quad_order(1)};
 constexpr ByteOrder kAcrossOrder[] = {make_across_order(0), make_across_order(1), make_across_order(2),
                                       make_across_order(3)};
 
@@ -94,6 +102,15 @@ class Fp8Pairs {
     const __m256i codes = _mm256_maskz_loadu_epi8(valid, data_ + lane * stride_ + k);
     return widen(
         _mm512_permutexvar_epi8(_mm512_load_si512(kAlongOrder.index), _mm512_castsi256_si512(codes)));
+  }
+  /// For transposing: 16 groups of kPairsOfGroup pairs of steps of one lane, from step k; `left` steps exist.
+  static constexpr int kPairsOfGroup = 2;
+  __m512i groups(std::int64_t lane, std::int64_t k, std::int64_t left) const {
+    return _mm512_maskz_loadu_epi8(low_bits<__mmask64>(left), data_ + lane * stride_ + k);
+  }
+  /// One of the pairs of a group of 16 lanes.
+  __m512i pair_of(__m512i group, int pair) const {
+    return widen(_mm512_permutexvar_epi8(_mm512_load_si512(kQuadOrder[pair].index), group));
   }
   /// Steps k and k + 1 (if `second`) of 16 * Vectors lanes, of which `lanes` exist.
   template <int Vectors>
@@ -133,6 +150,11 @@ class Bf16Pairs {
   __m512i along(std::int64_t lane, std::int64_t k, __mmask32 valid) const {
     return _mm512_rol_epi32(_mm512_maskz_loadu_epi16(valid, data_ + lane * stride_ + k), 16);
   }
+  static constexpr int kPairsOfGroup = 1;
+  __m512i groups(std::int64_t lane, std::int64_t k, std::int64_t left) const {
+    return along(lane, k, low_bits<__mmask32>(left));
+  }
+  __m512i pair_of(__m512i group, int) const { return group; }
   template <int Vectors>
   void across(std::int64_t lane, std::int64_t lanes, std::int64_t k, bool second,
               __m512i (&units)[Vectors]) const {
@@ -188,19 +210,23 @@ __attribute__((always_inline)) inline void transpose(__m512i (&m)[16]) {
 template <class Pairs, class Sink>
 void pack_along(const Pairs& pairs, std::int64_t lane, std::int64_t lanes, std::int64_t k, std::int64_t k_end,
                 const Sink& sink) {
-  for (; k < k_end; k += 32) {
+  constexpr std::int64_t kGroup = Pairs::kPairsOfGroup, kSteps = 2 * 16 * kGroup;
+  for (; k < k_end; k += kSteps) {
     const std::int64_t left = k_end - k;
-    const auto valid = low_bits<__mmask32>(left);
-    __m512i units[16];
+    __m512i groups[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
-      units[i] = i < lanes ? pairs.along(lane + i, k, valid) : _mm512_setzero_si512();
-    transpose(units);
-    if (left >= 32) {
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) sink.put(0, k / 2 + i, units[i]);
+      groups[i] = i < lanes ? pairs.groups(lane + i, k, left) : _mm512_setzero_si512();
+    transpose(groups);
+    const auto put = [&](int i) {
+      const std::int64_t pair = k / 2 + i;
+      sink.put(0, pair, pairs.pair_of(groups[i / kGroup], static_cast<int>(i % kGroup)));
+    };
+    if (left >= kSteps) {
+#pragma GCC unroll 32
+      for (int i = 0; i < 16 * kGroup; ++i) put(i);
     } else {
-      for (int i = 0; 2 * i < left; ++i) sink.put(0, k / 2 + i, units[i]);
+      for (int i = 0; 2 * i < left; ++i) put(i);
     }
   }
 }
