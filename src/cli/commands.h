@@ -50,6 +50,15 @@ struct BenchStepArguments {
 };
 int bench_step(const BenchStepArguments& arguments);
 
+struct BenchGenerateArguments {
+  std::string config;  ///< a run file, or a run folder
+  std::vector<std::string> overrides;
+  std::int64_t cached = 128;
+  std::int64_t tokens = 20;
+  bool json = false;
+};
+int bench_generate(const BenchGenerateArguments& arguments);
+
 /// The exit code of a run that a signal stopped and that saved its model.
 constexpr int kStopped = 75;
 

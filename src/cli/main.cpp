@@ -70,8 +70,28 @@ void add_inspect(CLI::App& app, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }
 
+void add_bench_generate(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand("generate", "FP8 against BF16 generation, a token at a time");
+  auto arguments = std::make_shared<BenchGenerateArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--cached", arguments->cached, "tokens of prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--tokens", arguments->tokens, "timed tokens of each precision")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_generate(*arguments); }; });
+}
+
 void add_bench(CLI::App& app, Command& chosen) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed")->require_subcommand(1);
+  add_bench_generate(*bench, chosen);
   CLI::App* command = bench->add_subcommand("step", "FP8 against BF16 training steps, in alternation");
   auto arguments = std::make_shared<BenchStepArguments>();
   command->add_option("config", arguments->config, "run file or run folder")

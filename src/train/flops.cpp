@@ -16,11 +16,15 @@ class WeightCounter : public ModuleVisitor {
 
 }  // namespace
 
-double training_flops_per_token(LanguageModel& model, std::int64_t length) {
+double linear_weights(LanguageModel& model) {
   WeightCounter counter;
   model.visit("", counter);
+  return counter.weights;
+}
+
+double training_flops_per_token(LanguageModel& model, std::int64_t length) {
   const ModelConfig& config = model.config();
-  return 6 * counter.weights +
+  return 6 * linear_weights(model) +
          6.0 * static_cast<double>(length * config.heads * config.head_dim * config.layers);
 }
 

@@ -8,6 +8,9 @@
 
 namespace quaver {
 
+/// Elements of the weights of all Linears, shared ones counted at each use.
+double linear_weights(LanguageModel& model);
+
 /// Per token in sequences of `length`: 6 for every weight of a Linear (2 each in fprop, dgrad and wgrad; a
 /// tied lm_head counts, the gather of embeddings does not), and 6 * length * heads * head_dim per layer for
 /// causal attention: its two products take 4 * length * heads * head_dim forward, half of it masked, and

@@ -57,7 +57,8 @@ constexpr std::int64_t kWantedTiles = 32;
 Cut cut_of(std::int64_t rows, std::int64_t columns, std::int64_t steps) {
   Cut cut;
   if (rows <= cut.tile_rows) {
-    if (ceil_div(columns, cut.group_columns) < kWantedTiles) cut.group_columns = 96;
+    while (cut.group_columns > 48 && ceil_div(columns, cut.group_columns) < kWantedTiles)
+      cut.group_columns /= 2;
   } else {
     while (cut.tile_rows > 16 && ceil_div(rows, cut.tile_rows) < kWantedTiles) cut.tile_rows /= 2;
   }

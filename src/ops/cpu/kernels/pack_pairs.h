@@ -108,6 +108,10 @@ class Fp8Pairs {
   __m512i groups(std::int64_t lane, std::int64_t k, std::int64_t left) const {
     return _mm512_maskz_loadu_epi8(low_bits<__mmask64>(left), data_ + lane * stride_ + k);
   }
+  /// Sixteen rows are read a cache line at a time: too many streams, each too short, for the processor to foresee.
+  void prefetch(std::int64_t lane, std::int64_t line) const {
+    __builtin_prefetch(reinterpret_cast<const char*>(data_ + lane * stride_) + 64 * line, 0, 2);
+  }
   /// One of the pairs of a group of 16 lanes.
   __m512i pair_of(__m512i group, int pair) const {
     return widen(_mm512_permutexvar_epi8(_mm512_load_si512(kQuadOrder[pair].index), group));
@@ -153,6 +157,9 @@ class Bf16Pairs {
   static constexpr int kPairsOfGroup = 1;
   __m512i groups(std::int64_t lane, std::int64_t k, std::int64_t left) const {
     return along(lane, k, low_bits<__mmask32>(left));
+  }
+  void prefetch(std::int64_t lane, std::int64_t line) const {
+    __builtin_prefetch(reinterpret_cast<const char*>(data_ + lane * stride_) + 64 * line, 0, 2);
   }
   __m512i pair_of(__m512i group, int) const { return group; }
   template <int Vectors>
@@ -211,12 +218,15 @@ template <class Pairs, class Sink>
 void pack_along(const Pairs& pairs, std::int64_t lane, std::int64_t lanes, std::int64_t k, std::int64_t k_end,
                 const Sink& sink) {
   constexpr std::int64_t kGroup = Pairs::kPairsOfGroup, kSteps = 2 * 16 * kGroup;
+  const std::int64_t first = k;
   for (; k < k_end; k += kSteps) {
     const std::int64_t left = k_end - k;
     __m512i groups[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < 16; ++i) {
       groups[i] = i < lanes ? pairs.groups(lane + i, k, left) : _mm512_setzero_si512();
+      pairs.prefetch(lane + 16, (k - first) / kSteps * 16 + i);
+    }
     transpose(groups);
     const auto put = [&](int i) {
       const std::int64_t pair = k / 2 + i;
@@ -277,7 +287,9 @@ struct RowSink {
   }
 };
 
-constexpr std::int64_t kPackPairSteps = 512;  // even; see kPackSteps
+/// Even. Lanes across the contraction share cache lines with their neighbours: so many steps of all lanes fit in
+/// the outer private cache.
+constexpr std::int64_t kPackPairSteps = 4096;
 
 /// Rows one after the other, `stride` floats apart; the end of a row is zeros up to a whole vector.
 template <class Pairs>

@@ -22,8 +22,19 @@ double bf16_peak(std::int64_t iterations) {
   return 2.0 * Fp8Math::kStepSize * kVector * kSums * static_cast<double>(iterations);
 }
 
+float read(const float* data, std::int64_t count) {
+  constexpr int kStreams = 4;  // hide the latency of the additions
+  Vector sum[kStreams] = {};
+  for (std::int64_t i = 0; i + kStreams * kVector <= count; i += kStreams * kVector) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s)
+      sum[s] += *reinterpret_cast<const UnalignedVector*>(data + i + s * kVector);
+  }
+  return sum[0][0] + sum[1][0] + sum[2][0] + sum[3][0];
+}
+
 }  // namespace
 
-const PeakKernels peak_kernels = {.bf16 = bf16_peak};
+const PeakKernels peak_kernels = {.bf16 = bf16_peak, .read = read};
 
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL

@@ -1,4 +1,4 @@
-/// The ceiling that GEMMs are measured against.
+/// The ceilings that operations are measured against.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,8 @@ struct PeakKernels {
   /// Multiplies and adds in registers as this level's BF16 GEMM does, touching no memory. Returns the number
   /// of floating-point operations.
   double (*bf16)(std::int64_t iterations);
+  /// Reads memory once, in order; the result depends on all of it.
+  float (*read)(const float* data, std::int64_t count);
 };
 
 namespace baseline {
