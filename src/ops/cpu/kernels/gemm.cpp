@@ -10,26 +10,36 @@ namespace {
 /// Steps multiplied before the next panel's turn: a panel of columns stays in the inner caches.
 constexpr std::int64_t kBlockSteps = 512;
 
+/// Below this many steps a tile's packed columns stay in the innermost cache, and writing the output takes longer than
+/// multiplying.
+constexpr std::int64_t kShortContraction = 32;
+
 /// Steps [begin, end) of the tile; the sums of a panel are kept in `sums` until the last step.
 template <class Math>
 void multiply_steps(const GemmTile& tile, std::int64_t steps, std::int64_t begin, std::int64_t end) {
-  float* sums = tile.sums;
-  for_column_panels(tile.columns, [&](std::int64_t column, int vectors) {
-    const std::int64_t width = vectors * kVector;
+  const auto multiply_at = [&](std::int64_t row, std::int64_t column, int vectors) {
+    const std::int64_t width = vectors * kVector, rows = lower(kRows, tile.rows - row);
     const float* b = tile.b + column * steps + begin * width;
-    for (std::int64_t row = 0; row < tile.rows; row += kRows) {
-      const std::int64_t rows = lower(kRows, tile.rows - row);
-      const PackedRows a = panel_of({tile.a, tile.a_stride}, row, steps, begin);
-      const CarriedSums carried{begin > 0 ? sums : nullptr, width};
-      if (end == steps) {
-        const StoreOutput store{tile.out, row, column, rows, lower(width, tile.columns - column)};
-        multiply_panel<Math>(rows, vectors, a, b, end - begin, carried, store);
-      } else {
-        multiply_panel<Math>(rows, vectors, a, b, end - begin, carried, KeepSums{sums, width});
-      }
-      sums += kRows * width;
+    const PackedRows a = panel_of({tile.a, tile.a_stride}, row, steps, begin);
+    float* sums = tile.sums + column * round_up(tile.rows, kRows) + row * width;
+    const CarriedSums carried{begin > 0 ? sums : nullptr, width};
+    if (end == steps) {
+      const StoreOutput store{tile.out, row, column, rows, lower(width, tile.columns - column)};
+      multiply_panel<Math>(rows, vectors, a, b, end - begin, carried, store);
+    } else {
+      multiply_panel<Math>(rows, vectors, a, b, end - begin, carried, KeepSums{sums, width});
     }
-  });
+  };
+  if (steps <= kShortContraction) {  // rows of the output are written from end to end
+    for (std::int64_t row = 0; row < tile.rows; row += kRows) {
+      for_column_panels(tile.columns,
+                        [&](std::int64_t column, int vectors) { multiply_at(row, column, vectors); });
+    }
+  } else {  // a panel of columns serves all rows
+    for_column_panels(tile.columns, [&](std::int64_t column, int vectors) {
+      for (std::int64_t row = 0; row < tile.rows; row += kRows) multiply_at(row, column, vectors);
+    });
+  }
 }
 
 template <class Math>
