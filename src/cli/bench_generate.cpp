@@ -1,13 +1,12 @@
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_config.h"
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/peak.h"
 #include "train/generation_benchmark.h"
-#include "train/run_folder.h"
 
 namespace quaver::cli {
 namespace {
@@ -50,9 +49,7 @@ void print_text(const GenerationBenchmark& result) {
 }  // namespace
 
 int bench_generate(const BenchGenerateArguments& arguments) {
-  const bool is_run = std::filesystem::is_directory(arguments.config);
-  const RunConfig config =
-      load_run_config(is_run ? config_path(arguments.config) : arguments.config, arguments.overrides);
+  const RunConfig config = load_bench_config(arguments.config, arguments.overrides);
   const GenerationBenchmark result =
       benchmark_generation(config, arguments.cached, arguments.tokens, read_bandwidth_meter(config, 0.05));
   arguments.json ? print_json(result) : print_text(result);

@@ -1,26 +1,16 @@
 #include <fmt/format.h>
 
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_config.h"
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/peak.h"
-#include "train/run_folder.h"
 #include "train/step_benchmark.h"
 
 namespace quaver::cli {
 namespace {
-
-RunConfig load(const BenchStepArguments& arguments) {
-  const bool is_run = std::filesystem::is_directory(arguments.config);
-  RunConfig config =
-      load_run_config(is_run ? config_path(arguments.config) : arguments.config, arguments.overrides);
-  if (arguments.micro_batch > 0) config.train.batch = arguments.micro_batch;
-  if (arguments.context > 0) config.model.context = arguments.context;
-  return config;
-}
 
 nlohmann::ordered_json to_json(const StepSpeed& speed) {
   return {{"step_ms", speed.seconds * 1e3}, {"tokens_per_s", speed.tokens_per_second}, {"mfu", speed.mfu}};
@@ -56,7 +46,8 @@ void print_text(const StepBenchmark& result) {
 }  // namespace
 
 int bench_step(const BenchStepArguments& arguments) {
-  const RunConfig config = load(arguments);
+  const RunConfig config =
+      load_bench_config(arguments.config, arguments.overrides, arguments.micro_batch, arguments.context);
   const auto meter =
       config.backend == "cpu" ? PeakMeter([&] { return measure_peak(config, 0.2); }) : PeakMeter();
   const StepBenchmark result = benchmark_steps(config, arguments.steps, meter, [&](std::int64_t done) {

@@ -50,6 +50,15 @@ struct BenchStepArguments {
 };
 int bench_step(const BenchStepArguments& arguments);
 
+struct BenchMemoryArguments {
+  std::string config;  ///< a run file, or a run folder
+  std::vector<std::string> overrides;
+  std::int64_t micro_batch = 0;  ///< 0: train.batch
+  std::int64_t context = 0;      ///< 0: model.context
+  bool json = false;
+};
+int bench_memory(const BenchMemoryArguments& arguments);
+
 struct BenchGenerateArguments {
   std::string config;  ///< a run file, or a run folder
   std::vector<std::string> overrides;

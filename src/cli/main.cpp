@@ -70,6 +70,23 @@ void add_inspect(CLI::App& app, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }
 
+void add_bench_memory(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand("memory", "Memory of a training step by part, FP8 against BF16");
+  auto arguments = std::make_shared<BenchMemoryArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
+      ->check(CLI::PositiveNumber)
+      ->type_name("B");
+  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_memory(*arguments); }; });
+}
+
 void add_bench_generate(CLI::App& bench, Command& chosen) {
   CLI::App* command = bench.add_subcommand("generate", "FP8 against BF16 generation, a token at a time");
   auto arguments = std::make_shared<BenchGenerateArguments>();
@@ -92,6 +109,7 @@ void add_bench_generate(CLI::App& bench, Command& chosen) {
 void add_bench(CLI::App& app, Command& chosen) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed")->require_subcommand(1);
   add_bench_generate(*bench, chosen);
+  add_bench_memory(*bench, chosen);
   CLI::App* command = bench->add_subcommand("step", "FP8 against BF16 training steps, in alternation");
   auto arguments = std::make_shared<BenchStepArguments>();
   command->add_option("config", arguments->config, "run file or run folder")
