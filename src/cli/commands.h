@@ -68,6 +68,14 @@ struct BenchGenerateArguments {
 };
 int bench_generate(const BenchGenerateArguments& arguments);
 
+struct BenchKernelsArguments {
+  std::vector<std::int64_t> tokens{4096, 16384};
+  std::string only;  ///< operations whose name contains this
+  int rounds = 9;
+  bool json = false;
+};
+int bench_kernels(const BenchKernelsArguments& arguments);
+
 /// The exit code of a run that a signal stopped and that saved its model.
 constexpr int kStopped = 75;
 

@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <new>
 #include <string>
@@ -10,14 +9,11 @@
 
 #include "base/suggest.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "quaver/error.h"
 
 namespace quaver::cli {
 namespace {
-
-using Command = std::function<int()>;
-
-constexpr const char* kOverridesHelp = "section.key=value: replaces a value of the run file";
 
 void add_train(CLI::App& app, Command& chosen) {
   CLI::App* command = app.add_subcommand("train", "Train a model as a run file says");
@@ -68,66 +64,6 @@ void add_inspect(CLI::App& app, Command& chosen) {
   command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
   command->add_flag("--json", arguments->json, "print the result as one JSON object");
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
-}
-
-void add_bench_memory(CLI::App& bench, Command& chosen) {
-  CLI::App* command = bench.add_subcommand("memory", "Memory of a training step by part, FP8 against BF16");
-  auto arguments = std::make_shared<BenchMemoryArguments>();
-  command->add_option("config", arguments->config, "run file or run folder")
-      ->required()
-      ->type_name("RUN.toml");
-  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
-  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
-      ->check(CLI::PositiveNumber)
-      ->type_name("B");
-  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
-      ->check(CLI::PositiveNumber)
-      ->type_name("T");
-  command->add_flag("--json", arguments->json, "print the result as one JSON object");
-  command->callback([=, &chosen] { chosen = [=] { return bench_memory(*arguments); }; });
-}
-
-void add_bench_generate(CLI::App& bench, Command& chosen) {
-  CLI::App* command = bench.add_subcommand("generate", "FP8 against BF16 generation, a token at a time");
-  auto arguments = std::make_shared<BenchGenerateArguments>();
-  command->add_option("config", arguments->config, "run file or run folder")
-      ->required()
-      ->type_name("RUN.toml");
-  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
-  command->add_option("--cached", arguments->cached, "tokens of prompt")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->type_name("N");
-  command->add_option("--tokens", arguments->tokens, "timed tokens of each precision")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->type_name("N");
-  command->add_flag("--json", arguments->json, "print the result as one JSON object");
-  command->callback([=, &chosen] { chosen = [=] { return bench_generate(*arguments); }; });
-}
-
-void add_bench(CLI::App& app, Command& chosen) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure speed")->require_subcommand(1);
-  add_bench_generate(*bench, chosen);
-  add_bench_memory(*bench, chosen);
-  CLI::App* command = bench->add_subcommand("step", "FP8 against BF16 training steps, in alternation");
-  auto arguments = std::make_shared<BenchStepArguments>();
-  command->add_option("config", arguments->config, "run file or run folder")
-      ->required()
-      ->type_name("RUN.toml");
-  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
-  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
-      ->check(CLI::PositiveNumber)
-      ->type_name("B");
-  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
-      ->check(CLI::PositiveNumber)
-      ->type_name("T");
-  command->add_option("--steps", arguments->steps, "timed steps of each precision")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str()
-      ->type_name("N");
-  command->add_flag("--json", arguments->json, "print the result as one JSON object");
-  command->callback([=, &chosen] { chosen = [=] { return bench_step(*arguments); }; });
 }
 
 int fail_with(int exit_code, const std::string& message) {

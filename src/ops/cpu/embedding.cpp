@@ -10,7 +10,7 @@ using namespace cpu;
 
 namespace {
 
-constexpr std::int64_t kColumnBlock = 64;
+constexpr std::int64_t kColumnBlock = 128;
 
 void check_indices(const char* name, const Tensor& indices, const Tensor& table) {
   const auto* data = indices.data<std::int32_t>();

@@ -11,8 +11,14 @@ template <typename Stored, typename T>
   Producer<Stored> producer(out);
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* from = row_of(x, row, type);
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
-      producer.store(row, col, load(from + col, lanes), lanes);
+    std::int64_t done = 0;
+    if constexpr (kHasPairs<T>) {
+      for (; done + kPairLanes <= extent.cols; done += kPairLanes) {
+        producer.store_stored_pair(row, done, from + done);
+      }
+    }
+    for_vectors(extent.cols - done, [&](std::int64_t i, auto lanes) {
+      producer.store(row, done + i, load(from + done + i, lanes), lanes);
     });
   }
   producer.finish();

@@ -46,15 +46,12 @@ template <typename T>
       loss.sum[row] = total;
     }
     if (!loss.wants_gradient) continue;
-    i32x16 columns = columns_from(0);
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
-      f32x16 result = f32s(0.0f);
-      if (target >= 0) {
-        const f32x16 onehot = select(columns == i32s(target), f32s(1.0f), f32s(0.0f));
-        result = loss.gradient_scale * (exp(load(x + col, lanes) - shift) * factor - onehot);
-      }
-      producer.store(row, col, result, lanes);
-      columns += i32s(kLanes);
+    const i32x16 columns = columns_from(0);
+    producer.store_row(row, 0, extent.cols, [&](std::int64_t col, auto lanes) {
+      if (target < 0) return f32s(0.0f);
+      const i32x16 from_target = i32s(target - static_cast<std::int32_t>(col));
+      const f32x16 onehot = select(columns == from_target, f32s(1.0f), f32s(0.0f));
+      return loss.gradient_scale * (exp(load(x + col, lanes) - shift) * factor - onehot);
     });
   }
   producer.finish();

@@ -23,12 +23,12 @@ template <bool kLayerNorm, typename T>
     const float rstd = inverse_root_mean(sum_of_squares(x, mean, extent.cols), extent.cols, norm.epsilon);
     if (norm.mean != nullptr) norm.mean[row] = mean;
     if (norm.rstd != nullptr) norm.rstd[row] = rstd;
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+    producer.store_row(row, 0, extent.cols, [&](std::int64_t col, auto lanes) {
       f32x16 result = load(x + col, lanes);
       if constexpr (kLayerNorm) result = result - mean;
       result = (result * rstd) * load(norm.gain + col, lanes);
       if constexpr (kLayerNorm) result = result + load(norm.bias + col, lanes);
-      producer.store(row, col, result, lanes);
+      return result;
     });
   }
   producer.finish();

@@ -43,10 +43,10 @@ template <Curve curve, typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+    producer.store_row(row, 0, extent.cols, [&](std::int64_t col, auto lanes) {
       f32x16 result = evaluate<curve>(load(g_row + col, lanes)).value;
       if (u.data != nullptr) result = result * load(u_row + col, lanes);
-      producer.store(row, col, result, lanes);
+      return result;
     });
   }
   producer.finish();
@@ -58,6 +58,10 @@ void gated(Curve curve, Real real, Extent extent, ConstRows g, ConstRows u, cons
   });
 }
 
+struct Gradients {
+  f32x16 dg, du;
+};
+
 template <Curve curve, typename T>
 [[gnu::flatten]] void gated_backward_rows(Extent extent, ConstRows d, ConstRows g, ConstRows u,
                                           const ProducerRows& dg, const ProducerRows& du, const T* type) {
@@ -67,15 +71,25 @@ template <Curve curve, typename T>
     const T* d_row = row_of(d, row, type);
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+    const auto gradients_at = [&](std::int64_t col, auto lanes) {
       const f32x16 gradient = load(d_row + col, lanes);
       const ValueAndSlope at = evaluate<curve>(load(g_row + col, lanes));
-      f32x16 to_slope = gradient;
-      if (u.data != nullptr) {
-        to_slope = gradient * load(u_row + col, lanes);
-        du_producer.store(row, col, gradient * at.value, lanes);
+      const f32x16 to_slope = u.data == nullptr ? gradient : gradient * load(u_row + col, lanes);
+      return Gradients{to_slope * at.slope, gradient * at.value};
+    };
+    std::int64_t done = 0;
+    if constexpr (kHasPairs<T>) {
+      for (; done + kPairLanes <= extent.cols; done += kPairLanes) {
+        const Gradients low = gradients_at(done, Full{});
+        const Gradients high = gradients_at(done + kLanes, Full{});
+        dg_producer.store_pair(row, done, low.dg, high.dg);
+        if (u.data != nullptr) du_producer.store_pair(row, done, low.du, high.du);
       }
-      dg_producer.store(row, col, to_slope * at.slope, lanes);
+    }
+    for_vectors(extent.cols - done, [&](std::int64_t i, auto lanes) {
+      const Gradients at = gradients_at(done + i, lanes);
+      dg_producer.store(row, done + i, at.dg, lanes);
+      if (u.data != nullptr) du_producer.store(row, done + i, at.du, lanes);
     });
   }
   dg_producer.finish();
@@ -98,9 +112,8 @@ template <Curve curve, typename T>
     const T* u_row = row_of(u, row, type);
     for (std::int64_t head = 0; head < extent.cols; ++head) {
       const f32x16 factor = evaluate<curve>(f32s(to_f32(g_row[head]))).value;
-      for_vectors(group, [&](std::int64_t i, auto lanes) {
-        const std::int64_t col = head * group + i;
-        producer.store(row, col, factor * load(u_row + col, lanes), lanes);
+      producer.store_row(row, head * group, group, [&](std::int64_t i, auto lanes) {
+        return factor * load(u_row + head * group + i, lanes);
       });
     }
   }

@@ -2,6 +2,7 @@
 /// wanted, and encodes it to FP8 while taking amax and counts. For kernel files only.
 #pragma once
 
+#include "ops/cpu/kernels/bf16_encoder.h"
 #include "ops/cpu/kernels/rows.h"
 #include "ops/cpu/kernels/simd.h"
 
@@ -62,7 +63,39 @@ struct Fp8Encoder {
 template <typename T>
 class Producer {
  public:
-  explicit Producer(const ProducerRows& out) : out_(out), encoder_(out.e5m2, out.scale) {}
+  explicit Producer(const ProducerRows& out)
+      : out_(out), encoder_(out.e5m2, out.scale), bf16_encoder_(out.e5m2, out.scale, out.bytes != nullptr) {}
+
+  /// Stores result_of(i, lanes) in column begin + i for i in [0, count).
+  template <typename F>
+  [[gnu::always_inline]] void store_row(std::int64_t row, std::int64_t begin, std::int64_t count,
+                                        F result_of) {
+    std::int64_t done = 0;
+#if defined(__AVX512BF16__)
+    if constexpr (kHasPairs<T>) {
+      for (; done + kPairLanes <= count; done += kPairLanes) {
+        const f32x16 low = result_of(done, Full{});
+        const f32x16 high = result_of(done + kLanes, Full{});
+        store_pair(row, begin + done, low, high);
+      }
+    }
+#endif
+    for_vectors(count - done, [&](std::int64_t i, auto lanes) {
+      store(row, begin + done + i, result_of(done + i, lanes), lanes);
+    });
+  }
+
+#if defined(__AVX512BF16__)
+  /// kPairLanes results; only where kHasPairs<T>.
+  [[gnu::always_inline]] void store_pair(std::int64_t row, std::int64_t col, f32x16 low, f32x16 high) {
+    store_halves(row, col, to_halves(low, high));
+  }
+
+  /// kPairLanes numbers that are BF16 in memory; only where kHasPairs<Bf16>.
+  [[gnu::always_inline]] void store_stored_pair(std::int64_t row, std::int64_t col, const Bf16* from) {
+    store_halves(row, col, load_native<Halves>(from));
+  }
+#endif
 
   template <typename Lanes>
   [[gnu::always_inline]] void store(std::int64_t row, std::int64_t col, f32x16 result, Lanes lanes) {
@@ -84,9 +117,26 @@ class Producer {
     out_.counts->saturated = -sum(saturated_);
     out_.counts->underflowed = -sum(underflowed_);
     out_.counts->nan = -sum(nan_);
+    bf16_encoder_.add_to(*out_.counts);
   }
 
  private:
+#if defined(__AVX512BF16__)
+  [[gnu::always_inline]] void store_halves(std::int64_t row, std::int64_t col, Halves x) {
+    if (out_.values != nullptr) {
+      store_native(x, static_cast<Bf16*>(out_.values) + row * out_.values_stride + col);
+    }
+    if (out_.bytes == nullptr) return;
+    std::uint8_t* bytes = out_.bytes + row * out_.bytes_stride + col;
+    if (bf16_encoder_.usable()) {
+      bf16_encoder_.store(x, bytes);
+    } else {
+      QUAVER_CPU_LEVEL::store(encode(low_of(x)), bytes, Full{});
+      QUAVER_CPU_LEVEL::store(encode(high_of(x)), bytes + kLanes, Full{});
+    }
+  }
+#endif
+
   [[gnu::always_inline]] i32x16 encode(f32x16 x) {
     const i32x16 x_magnitude = bits_of(x) & i32s(kAbsMask);
     const i32x16 y = bits_of(x * encoder_.scale);
@@ -103,6 +153,7 @@ class Producer {
 
   const ProducerRows out_;
   const Fp8Encoder encoder_;
+  Bf16Encoder bf16_encoder_;
   i32x16 amax_ = i32s(0), saturated_ = i32s(0), underflowed_ = i32s(0), nan_ = i32s(0);
 };
 

@@ -5,12 +5,29 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
+/// Adds the columns of `kVectors` vectors at once: whole cache lines of every row.
+template <int kVectors, typename T, typename Lanes>
+[[gnu::always_inline]] inline void sum_columns(std::int64_t rows, ConstRows x, std::int64_t col, float* sums,
+                                               const T* type, Lanes lanes) {
+  f32x16 totals[kVectors];
+  for (f32x16& total : totals) total = f32s(0.0f);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const T* from = row_of(x, row, type) + col;
+    for (int v = 0; v < kVectors; ++v) totals[v] += load(from + v * kLanes, lanes);
+  }
+  for (int v = 0; v < kVectors; ++v) store(totals[v], sums + col + v * kLanes, lanes);
+}
+
 template <typename T>
 [[gnu::flatten]] void sum_rows_of(Extent extent, ConstRows x, float* sums, const T* type) {
-  for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
-    f32x16 total = f32s(0.0f);
-    for (std::int64_t row = 0; row < extent.rows; ++row) total += load(row_of(x, row, type) + col, lanes);
-    store(total, sums + col, lanes);
+  constexpr int kVectors = kNativeLanes / 2;  // as many as the registers hold
+  constexpr std::int64_t kColumns = kVectors * kLanes;
+  std::int64_t done = 0;
+  for (; done + kColumns <= extent.cols; done += kColumns) {
+    sum_columns<kVectors>(extent.rows, x, done, sums, type, Full{});
+  }
+  for_vectors(extent.cols - done, [&](std::int64_t col, auto lanes) {
+    sum_columns<1>(extent.rows, x, done + col, sums, type, lanes);
   });
 }
 

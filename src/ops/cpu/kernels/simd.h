@@ -165,7 +165,26 @@ template <typename V, typename F>
 }
 /// The second operand where either is NaN.
 [[gnu::always_inline]] inline f32x16 max(f32x16 a, f32x16 b) {
-  return select(a > b, a, b);
+  return for_parts<f32x16>([&](int p) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<NativeF32>(_mm512_maskz_max_ps(0xFFFF, reinterpret_cast<__m512>(a.part[p]),
+                                                           reinterpret_cast<__m512>(b.part[p])));
+#else
+    return a.part[p] > b.part[p] ? a.part[p] : b.part[p];
+#endif
+  });
+}
+
+/// The second operand where either is NaN.
+[[gnu::always_inline]] inline f32x16 min(f32x16 a, f32x16 b) {
+  return for_parts<f32x16>([&](int p) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<NativeF32>(_mm512_maskz_min_ps(0xFFFF, reinterpret_cast<__m512>(a.part[p]),
+                                                           reinterpret_cast<__m512>(b.part[p])));
+#else
+    return b.part[p] > a.part[p] ? a.part[p] : b.part[p];
+#endif
+  });
 }
 
 /// The bits of floats as integers, and back.
@@ -213,10 +232,21 @@ template <typename V>
   return for_parts<f32x16>([&](int p) { return load_native<NativeF32>(from + p * kNativeLanes); });
 }
 
+/// g++ 12 makes six instructions of a __builtin_convertvector that widens to 64 bytes.
+[[gnu::always_inline]] inline NativeI32 widened(NativeU16 half) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<NativeI32>(_mm512_maskz_cvtepu16_epi32(0xFFFF, reinterpret_cast<__m256i>(half)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<NativeI32>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(half)));
+#else
+  return __builtin_convertvector(half, NativeI32);
+#endif
+}
+
 [[gnu::always_inline]] inline f32x16 load(const Bf16* from, Full) {
   return for_parts<f32x16>([&](int p) {
     const NativeU16 half = load_native<NativeU16>(from + p * kNativeLanes);
-    return reinterpret_cast<NativeF32>(__builtin_convertvector(half, NativeI32) << 16);
+    return reinterpret_cast<NativeF32>(widened(half) << 16);
   });
 }
 
@@ -241,7 +271,23 @@ template <typename T>
   return select(nan, i32s(0x7FC00000), rounded);
 }
 
+#if defined(__AVX512BF16__)
+/// Lanes that vcvtneps2bf16 treats in its own way: it flushes denormals and keeps NaN's payloads.
+[[gnu::always_inline]] inline bool suits_native_bf16(f32x16 v) {
+  constexpr int kQuietNan = 0x01, kDenormal = 0x20, kSignallingNan = 0x80;
+  const auto native = reinterpret_cast<__m512>(v.part[0]);
+  return __builtin_expect(_mm512_fpclass_ps_mask(native, kQuietNan | kDenormal | kSignallingNan) == 0, 1);
+}
+#endif
+
 [[gnu::always_inline]] inline void store(f32x16 v, Bf16* to, Full) {
+#if defined(__AVX512BF16__)
+  if (suits_native_bf16(v)) {
+    const auto halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v.part[0]));
+    store_native(reinterpret_cast<NativeU16>(halves), to);
+    return;
+  }
+#endif
   const i32x16 bits = bf16_bits(v);
 #pragma GCC unroll 4
   for (int p = 0; p < kParts; ++p) {
@@ -301,12 +347,21 @@ template <typename F>
 
 /// Adds lane i + 8 to lane i, then i + 4, i + 2, i + 1.
 [[gnu::always_inline]] inline float sum(f32x16 v) {
+#if defined(__AVX512F__)
+  const auto all = reinterpret_cast<__m512>(v.part[0]);
+  const __m256 eight =
+      _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xFF, all, 0), _mm512_maskz_extractf32x8_ps(0xFF, all, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   float lanes[kLanes];
   store(v, lanes, Full{});
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   }
   return lanes[0];
+#endif
 }
 [[gnu::always_inline]] inline std::int64_t sum(i32x16 v) {
   std::int32_t lanes[kLanes];
@@ -336,11 +391,9 @@ template <typename F>
 /// e^x within 2 ulp, denormal results included; exp(-inf) = 0, overflow to inf, NaN for NaN.
 [[gnu::always_inline]] inline f32x16 exp(f32x16 x) {
   // Beyond these bounds the result is 0 or inf anyway. NaN fails both comparisons and stays.
-  x = select(x > f32s(89.0f), f32s(89.0f), x);
-  x = select(f32s(-104.0f) > x, f32s(-104.0f), x);
+  x = max(f32s(-104.0f), min(f32s(89.0f), x));
   // n = round(x / ln 2): adding 1.5 * 2^23 leaves it in the low bits of the mantissa.
   const f32x16 shifted = x * 1.44269504f + 12582912.0f;
-  const i32x16 n = bits_of(shifted) - i32s(0x4B400000);
   const f32x16 n_float = shifted - 12582912.0f;
   // ln 2 in two parts, the first with 9 bits, so that its product with n is exact.
   const f32x16 r = (x - n_float * 0.693359375f) - n_float * -2.12194440e-4f;
@@ -351,11 +404,17 @@ template <typename F>
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const f32x16 e = (p * (r * r) + r) + 1.0f;
+#if defined(__AVX512F__)
+  return {reinterpret_cast<NativeF32>(_mm512_maskz_scalef_ps(0xFFFF, reinterpret_cast<__m512>(e.part[0]),
+                                                             reinterpret_cast<__m512>(n_float.part[0])))};
+#else
   // e * 2^n in two steps: neither factor overflows, and only the last product can round.
+  const i32x16 n = bits_of(shifted) - i32s(0x4B400000);
   const i32x16 half = n >> 1;
   const f32x16 first = float_of_bits((half + i32s(127)) << 23);
   const f32x16 second = float_of_bits((n - half + i32s(127)) << 23);
   return (e * first) * second;
+#endif
 }
 
 /// 1 / (1 + e^-x).

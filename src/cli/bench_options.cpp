@@ -1,0 +1,94 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/options.h"
+
+namespace quaver::cli {
+namespace {
+
+void add_bench_memory(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand("memory", "Memory of a training step by part, FP8 against BF16");
+  auto arguments = std::make_shared<BenchMemoryArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
+      ->check(CLI::PositiveNumber)
+      ->type_name("B");
+  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_memory(*arguments); }; });
+}
+
+void add_bench_generate(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand("generate", "FP8 against BF16 generation, a token at a time");
+  auto arguments = std::make_shared<BenchGenerateArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--cached", arguments->cached, "tokens of prompt")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--tokens", arguments->tokens, "timed tokens of each precision")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_generate(*arguments); }; });
+}
+
+void add_bench_kernels(CLI::App& bench, Command& chosen) {
+  CLI::App* command =
+      bench.add_subcommand("kernels", "CPU operations bound by memory, against a copy of as many bytes");
+  auto arguments = std::make_shared<BenchKernelsArguments>();
+  command->add_option("--tokens", arguments->tokens, "rows of the matrices")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("M");
+  command->add_option("--only", arguments->only, "operations whose name contains this")->type_name("TEXT");
+  command->add_option("--rounds", arguments->rounds, "timed rounds of each operation")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the results as one JSON array");
+  command->callback([=, &chosen] { chosen = [=] { return bench_kernels(*arguments); }; });
+}
+
+void add_bench_step(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand("step", "FP8 against BF16 training steps, in alternation");
+  auto arguments = std::make_shared<BenchStepArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
+      ->check(CLI::PositiveNumber)
+      ->type_name("B");
+  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_option("--steps", arguments->steps, "timed steps of each precision")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_step(*arguments); }; });
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Command& chosen) {
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed and memory")->require_subcommand(1);
+  add_bench_step(*bench, chosen);
+  add_bench_generate(*bench, chosen);
+  add_bench_memory(*bench, chosen);
+  add_bench_kernels(*bench, chosen);
+}
+
+}  // namespace quaver::cli

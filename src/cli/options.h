@@ -1,0 +1,20 @@
+/// The program's arguments: what main.cpp and the subcommands of `bench` share.
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace quaver::cli {
+
+/// What the arguments ask for; returns the exit code.
+using Command = std::function<int()>;
+
+inline constexpr const char* kOverridesHelp = "section.key=value: replaces a value of the run file";
+
+/// Adds `bench` and its subcommands to `app`; the one that is given becomes `chosen`.
+void add_bench(CLI::App& app, Command& chosen);
+
+}  // namespace quaver::cli

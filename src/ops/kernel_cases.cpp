@@ -1,0 +1,243 @@
+#include <fmt/format.h>
+
+#include "ops/kernel_benchmark.h"
+
+namespace quaver {
+namespace {
+
+// gated-124m.
+constexpr std::int64_t kWidth = 768, kFeedForward = 2048, kHeads = 12, kHeadDim = 64, kVocab = 32768;
+
+using Run = std::function<void()>;
+
+Tensor random_real(Backend& backend, DType dtype, Shape shape, std::uint64_t stream) {
+  const Tensor values = backend.allocate(DType::f32, shape);
+  backend.fill_normal(values, 0, 1, 1, stream);
+  if (dtype == DType::f32) return values;
+  const Tensor rounded = backend.allocate(dtype, shape);
+  backend.convert(values, rounded);
+  return rounded;
+}
+
+Tensor filled(Backend& backend, DType dtype, Shape shape, double value) {
+  const Tensor tensor = backend.allocate(dtype, shape);
+  backend.fill(tensor, value);
+  return tensor;
+}
+
+Output real_output(Backend& backend, std::int64_t rows, std::int64_t cols) {
+  return {filled(backend, DType::bf16, {rows, cols}, 0), {}, {}};
+}
+
+Output fp8_output(Backend& backend, std::int64_t rows, std::int64_t cols, DType format) {
+  Output output;
+  output.quantized = {backend.allocate(format, {rows, cols}), {}, backend.allocate(DType::f32, {1})};
+  output.quantizer = {format, filled(backend, DType::f32, {1}, 64), filled(backend, DType::f32, {1}, 0),
+                      filled(backend, DType::i64, {kCastCounters}, 0)};
+  return output;
+}
+
+Tensor indices(Backend& backend, std::int64_t count, std::int64_t step, std::int64_t limit) {
+  const Tensor tensor = backend.allocate(DType::i32, {count});
+  for (std::int64_t i = 0; i < count; ++i)
+    tensor.data<std::int32_t>()[i] = static_cast<std::int32_t>(i * step % limit);
+  return tensor;
+}
+
+/// Collects cases of [tokens, cols] matrices; `bytes` is per element of the matrix.
+class Cases {
+ public:
+  void add(const char* name, std::int64_t rows, std::int64_t cols, double bytes,
+           std::function<Run(Backend&, std::int64_t, std::int64_t)> prepare) {
+    cases_.push_back({name, fmt::format("{} x {}", rows, cols), bytes * static_cast<double>(rows * cols),
+                      [=](Backend& backend) { return prepare(backend, rows, cols); }});
+  }
+  std::vector<KernelCase> take() { return std::move(cases_); }
+
+ private:
+  std::vector<KernelCase> cases_;
+};
+
+void add_casts(Cases& cases, std::int64_t tokens) {
+  for (DType format : {DType::e4m3, DType::e5m2}) {
+    cases.add(format == DType::e4m3 ? "cast bf16 to e4m3" : "cast bf16 to e5m2", tokens, kFeedForward, 3,
+              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return [&b, x = random_real(b, DType::bf16, {m, n}, 1), y = fp8_output(b, m, n, format)] {
+                  b.cast(x, y);
+                };
+              });
+  }
+  for (auto [name, from, to] : {std::tuple{"convert f32 to bf16", DType::f32, DType::bf16},
+                                std::tuple{"convert bf16 to f32", DType::bf16, DType::f32}}) {
+    cases.add(name, tokens, kWidth, 6, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+      return [&b, x = random_real(b, from, {m, n}, 1), y = filled(b, to, {m, n}, 0)] { b.convert(x, y); };
+    });
+  }
+}
+
+void add_norms(Cases& cases, std::int64_t tokens) {
+  for (bool fp8 : {false, true}) {
+    const auto output = [=](Backend& b, std::int64_t m, std::int64_t n) {
+      return fp8 ? fp8_output(b, m, n, DType::e4m3) : real_output(b, m, n);
+    };
+    cases.add(fp8 ? "rms_norm, e4m3" : "rms_norm", tokens, kWidth, fp8 ? 3 : 4,
+              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return [&b, x = random_real(b, DType::bf16, {m, n}, 1), g = filled(b, DType::f32, {n}, 1),
+                        y = output(b, m, n),
+                        r = filled(b, DType::f32, {m}, 0)] { b.rms_norm(x, g, 1e-6f, y, r); };
+              });
+    cases.add(fp8 ? "layer_norm, e4m3" : "layer_norm", tokens, kWidth, fp8 ? 3 : 4,
+              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return [&b, x = random_real(b, DType::bf16, {m, n}, 1), g = filled(b, DType::f32, {n}, 1),
+                        c = filled(b, DType::f32, {n}, 0), y = output(b, m, n),
+                        mean = filled(b, DType::f32, {m}, 0),
+                        r = filled(b, DType::f32, {m}, 0)] { b.layer_norm(x, g, c, 1e-6f, y, mean, r); };
+              });
+  }
+  cases.add("rms_norm_backward", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
+            g = filled(b, DType::f32, {n}, 1), r = filled(b, DType::f32, {m}, 1),
+            dx = filled(b, DType::bf16, {m, n}, 0),
+            dg = filled(b, DType::f32, {n}, 0)] { b.rms_norm_backward(dy, x, g, r, false, dx, dg); };
+  });
+  cases.add("layer_norm_backward", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
+            g = filled(b, DType::f32, {n}, 1), mean = filled(b, DType::f32, {m}, 0),
+            r = filled(b, DType::f32, {m}, 1), dx = filled(b, DType::bf16, {m, n}, 0),
+            dg = filled(b, DType::f32, {n}, 0), db = filled(b, DType::f32, {n}, 0)] {
+      b.layer_norm_backward(dy, x, g, mean, r, false, dx, dg, db);
+    };
+  });
+}
+
+void add_activations(Cases& cases, std::int64_t tokens) {
+  for (auto [forward, backward, kind] :
+       {std::tuple{"swiglu, e4m3", "swiglu backward, e5m2", Activation::swiglu},
+        std::tuple{"geglu, e4m3", "geglu backward, e5m2", Activation::geglu}}) {
+    cases.add(forward, tokens, kFeedForward, 5, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+      return
+          [&b, kind, g = random_real(b, DType::bf16, {m, n}, 1), u = random_real(b, DType::bf16, {m, n}, 2),
+           h = fp8_output(b, m, n, DType::e4m3)] { b.activation(kind, g, u, h); };
+    });
+    cases.add(backward, tokens, kFeedForward, 8, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+      return
+          [&b, kind, dh = random_real(b, DType::bf16, {m, n}, 1), g = random_real(b, DType::bf16, {m, n}, 2),
+           u = random_real(b, DType::bf16, {m, n}, 3), dg = fp8_output(b, m, n, DType::e5m2),
+           du = fp8_output(b, m, n, DType::e5m2)] { b.activation_backward(kind, dh, g, u, dg, du); };
+    });
+  }
+}
+
+void add_gates(Cases& cases, std::int64_t tokens) {
+  for (bool headwise : {false, true}) {
+    const auto gates = [=](Backend& b, std::int64_t m, std::int64_t n, std::uint64_t stream) {
+      return random_real(b, DType::bf16, {m, headwise ? kHeads : n}, stream);
+    };
+    const double g_bytes = headwise ? 2.0 / kHeadDim : 2.0;
+    cases.add(headwise ? "gate headwise, e4m3" : "gate elementwise, e4m3", tokens, kWidth, 3 + g_bytes,
+              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return [&b, o = random_real(b, DType::bf16, {m, n}, 1), g = gates(b, m, n, 2),
+                        y = fp8_output(b, m, n, DType::e4m3)] { b.gate(GateActivation::sigmoid, o, g, y); };
+              });
+    cases.add(headwise ? "gate headwise backward" : "gate elementwise backward", tokens, kWidth,
+              6 + 2 * g_bytes, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return [&b, dy = random_real(b, DType::bf16, {m, n}, 1),
+                        o = random_real(b, DType::bf16, {m, n}, 2), g = gates(b, m, n, 3),
+                        d_o = filled(b, DType::bf16, {m, n}, 0), dg = gates(b, m, n, 4)] {
+                  b.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, dg);
+                };
+              });
+  }
+}
+
+HeadTransform head_transform(Backend& b, QkNorm norm, std::int64_t positions) {
+  return {.heads = kHeads,
+          .head_dim = kHeadDim,
+          .norm = norm,
+          .gain = norm == QkNorm::none ? Tensor() : filled(b, DType::f32, {kHeadDim}, 1),
+          .cosine = filled(b, DType::f32, {positions, kHeadDim / 2}, 0.6),
+          .sine = filled(b, DType::f32, {positions, kHeadDim / 2}, 0.8)};
+}
+
+void add_heads(Cases& cases, std::int64_t tokens) {
+  constexpr std::int64_t kContext = 1024;
+  for (auto [forward, backward, norm] :
+       {std::tuple{"rotary", "rotary backward", QkNorm::none},
+        std::tuple{"rotary with QK norm", "rotary with QK norm backward", QkNorm::pre_rope}}) {
+    cases.add(forward, tokens, kWidth, 4, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+      return [&b, t = head_transform(b, norm, kContext), x = random_real(b, DType::bf16, {m, n}, 1),
+              p = indices(b, m, 1, kContext),
+              y = filled(b, DType::bf16, {m, n}, 0)] { b.transform_heads(t, x, p, y); };
+    });
+    const bool normed = norm != QkNorm::none;
+    cases.add(
+        backward, tokens, kWidth, normed ? 6 : 4, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, t = head_transform(b, norm, kContext), dy = random_real(b, DType::bf16, {m, n}, 1),
+                  x = normed ? random_real(b, DType::bf16, {m, n}, 2) : Tensor(),
+                  p = indices(b, m, 1, kContext), dx = filled(b, DType::bf16, {m, n}, 0),
+                  dgain = normed ? filled(b, DType::f32, {kHeadDim}, 0) : Tensor()] {
+            b.transform_heads_backward(t, dy, x, p, dx, dgain);
+          };
+        });
+  }
+}
+
+void add_model_ends(Cases& cases, std::int64_t tokens) {
+  constexpr std::int64_t kScatter = 10007;  // prime: rows far apart, none twice in a row
+  cases.add("embedding", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, t = filled(b, DType::f32, {kVocab, n}, 1), i = indices(b, m, kScatter, kVocab),
+            y = filled(b, DType::bf16, {m, n}, 0)] { b.embedding(i, t, {}, {}, y); };
+  });
+  cases.add("embedding backward", tokens, kWidth, 10, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, dt = filled(b, DType::f32, {kVocab, n}, 0), i = indices(b, m, kScatter, kVocab),
+            dy = random_real(b, DType::bf16, {m, n}, 1)] { b.embedding_backward(dy, i, {}, dt, {}); };
+  });
+  cases.add("cross_entropy", tokens / 4, kVocab, 3, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, x = random_real(b, DType::bf16, {m, n}, 1), t = indices(b, m, kScatter, n),
+            l = filled(b, DType::f32, {m}, 0),
+            dx = fp8_output(b, m, n, DType::e5m2)] { b.cross_entropy(x, t, 1e-3f, l, dx); };
+  });
+}
+
+void add_elementwise(Cases& cases, std::int64_t tokens) {
+  cases.add("add", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, x = random_real(b, DType::bf16, {m, n}, 1), y = random_real(b, DType::bf16, {m, n}, 2),
+            z = filled(b, DType::bf16, {m, n}, 0)] { b.add(x, y, z); };
+  });
+  cases.add("sum_rows", tokens, kFeedForward, 2, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, x = random_real(b, DType::bf16, {m, n}, 1), s = filled(b, DType::f32, {n}, 0)] {
+      b.sum_rows(x, s);
+    };
+  });
+  cases.add("fill", tokens, kFeedForward, 4, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, x = filled(b, DType::f32, {m, n}, 0)] { b.fill(x, 0); };
+  });
+  cases.add("global_norm", tokens, kFeedForward, 4, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, x = random_real(b, DType::f32, {m, n}, 1), r = filled(b, DType::f32, {1}, 0)] {
+      b.global_norm(std::span(&x, 1), r);
+    };
+  });
+  cases.add("adamw", tokens, kWidth, 28, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    return [&b, g = random_real(b, DType::f32, {m, n}, 1), w = random_real(b, DType::f32, {m, n}, 2),
+            first = filled(b, DType::f32, {m, n}, 0), second = filled(b, DType::f32, {m, n}, 0),
+            norm = filled(b, DType::f32, {1}, 1)] {
+      b.adamw({.lr = 1e-3f, .weight_decay = 0.1f}, norm, 1.0f, g, w, first, second);
+    };
+  });
+}
+
+}  // namespace
+
+std::vector<KernelCase> kernel_cases(std::int64_t tokens) {
+  Cases cases;
+  add_casts(cases, tokens);
+  add_norms(cases, tokens);
+  add_activations(cases, tokens);
+  add_gates(cases, tokens);
+  add_heads(cases, tokens);
+  add_model_ends(cases, tokens);
+  add_elementwise(cases, tokens);
+  return cases.take();
+}
+
+}  // namespace quaver
