@@ -49,7 +49,7 @@ int bench_step(const BenchStepArguments& arguments) {
   const RunConfig config =
       load_bench_config(arguments.config, arguments.overrides, arguments.micro_batch, arguments.context);
   const auto meter =
-      config.backend == "cpu" ? PeakMeter([&] { return measure_peak(config, 0.2); }) : PeakMeter();
+      config.backend != "reference" ? PeakMeter([&] { return measure_peak(config, 0.2); }) : PeakMeter();
   const StepBenchmark result = benchmark_steps(config, arguments.steps, meter, [&](std::int64_t done) {
     fmt::print(stderr, "{} of {} pairs of steps{}\n", done, arguments.steps, done == 0 ? " (warmed up)" : "");
   });

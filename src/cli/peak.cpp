@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "base/threads.h"
+#include "cli/product_peak.h"
 #include "ops/cpu/peak.h"
 
 namespace quaver::cli {
@@ -16,6 +17,7 @@ int threads_of(const RunConfig& config) {
 }  // namespace
 
 double measure_peak(const RunConfig& config, double seconds) {
+  if (config.backend == "cuda") return measure_product_peak(*make_backend("cuda"), seconds);
   return config.backend == "cpu" ? cpu::measure_bf16_peak(threads_of(config), seconds) : 0;
 }
 

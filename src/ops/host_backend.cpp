@@ -4,12 +4,10 @@
 #include <cstring>
 
 #include "base/check.h"
-#include "ops/host_arena.h"
 
 namespace quaver {
 
-HostBackend::HostBackend() : arena_(std::make_shared<HostArena>()) {}
-HostBackend::~HostBackend() = default;
+HostBackend::HostBackend(MemorySource memory) : arena_(std::make_shared<Arena>(std::move(memory))) {}
 
 Tensor HostBackend::allocate(DType dtype, Shape shape) {
   require(std::all_of(shape.begin(), shape.end(), [](std::int64_t extent) { return extent >= 0; }),

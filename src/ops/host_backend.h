@@ -3,16 +3,14 @@
 
 #include <memory>
 
+#include "ops/arena.h"
 #include "quaver/backend.h"
 
 namespace quaver {
 
-class HostArena;
-
 class HostBackend : public Backend {
  public:
-  HostBackend();
-  ~HostBackend() override;
+  explicit HostBackend(MemorySource memory = host_memory());
   Device device() const override { return Device::host; }
   bool needs_transposed_fp8() const override { return false; }  // packing reads either layout
   Tensor allocate(DType dtype, Shape shape) override;
@@ -21,7 +19,7 @@ class HostBackend : public Backend {
   MemoryUse memory_use() const override;
 
  private:
-  std::shared_ptr<HostArena> arena_;  // storages keep it alive
+  std::shared_ptr<Arena> arena_;  // storages keep it alive
 };
 
 }  // namespace quaver

@@ -1,6 +1,7 @@
 /// The whole model: initialisation, masks, the key/value cache, and FP8 in every Linear. Its gradients are
 /// checked against an independent implementation in tests/oracle.
 #include "quaver/language_model.h"
+#include "support/test_backends.h"
 
 #include <gtest/gtest.h>
 
@@ -62,9 +63,9 @@ std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocab, 
   return tokens;
 }
 
-class LanguageModelTest : public testing::TestWithParam<std::string> {
+class LanguageModelTest : public ::testing::TestWithParam<std::string> {
  protected:
-  std::shared_ptr<Backend> backend = make_backend(GetParam(), 2);
+  std::shared_ptr<Backend> backend = testing::make_test_backend(GetParam());
   Collect collect(LanguageModel& model) {
     Collect result(*backend);
     model.visit("", result);
@@ -242,7 +243,7 @@ TEST_P(LanguageModelTest, AnImpossibleConfigIsRefused) {
   EXPECT_THROW(LanguageModel(backend, config, 1), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, LanguageModelTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, LanguageModelTest, ::testing::ValuesIn(testing::test_backends()),
                          [](const auto& test) { return test.param; });
 
 }  // namespace

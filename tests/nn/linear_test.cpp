@@ -1,5 +1,6 @@
 /// Linear in its three precisions, and the rules of delayed scaling as a module meets them.
 #include "quaver/linear.h"
+#include "support/test_backends.h"
 
 #include <gtest/gtest.h>
 
@@ -22,9 +23,9 @@ std::vector<float> random_values(std::int64_t count, std::uint64_t stream, float
   return values;
 }
 
-class LinearTest : public testing::TestWithParam<std::string> {
+class LinearTest : public ::testing::TestWithParam<std::string> {
  protected:
-  std::shared_ptr<Backend> backend = make_backend(GetParam(), 2);
+  std::shared_ptr<Backend> backend = testing::make_test_backend(GetParam());
   Linear linear{*backend, {kIn, kOut, 2, 5}};
   std::vector<float> w = random_values(kOut * kIn, 1), b = random_values(5, 2);
   std::vector<float> x = random_values(kRows * kIn, 3), dy = random_values(kRows * kOut, 4, 0.01f);
@@ -265,7 +266,7 @@ TEST_P(LinearTest, WrongInputsAreErrors) {
       << "high precision inside FP8 is no silent fall-back";
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, LinearTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, LinearTest, ::testing::ValuesIn(testing::test_backends()),
                          [](const auto& test) { return test.param; });
 
 }  // namespace

@@ -6,15 +6,15 @@
 #include <thread>
 #include <vector>
 
-#include "ops/host_arena.h"
+#include "ops/arena.h"
 #include "quaver/error.h"
 #include "support/errors.h"
 
 namespace quaver {
 namespace {
 
-TEST(HostArena, BlocksAreAlignedAndLargeEnough) {
-  const auto arena = std::make_shared<HostArena>();
+TEST(Arena, BlocksAreAlignedAndLargeEnough) {
+  const auto arena = std::make_shared<Arena>();
   for (std::size_t bytes : {0, 1, 63, 64, 65, 4097, 1000003}) {
     const auto block = arena->allocate(bytes);
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(block->data()) % 64, 0u) << bytes;
@@ -23,14 +23,14 @@ TEST(HostArena, BlocksAreAlignedAndLargeEnough) {
   }
 }
 
-TEST(HostArena, RoundingWastesAtMostAnEighth) {
-  const auto arena = std::make_shared<HostArena>();
+TEST(Arena, RoundingWastesAtMostAnEighth) {
+  const auto arena = std::make_shared<Arena>();
   for (std::size_t bytes = 1000; bytes < (std::size_t{1} << 22); bytes = bytes * 21 / 20)
     EXPECT_LE(arena->allocate(bytes)->bytes(), bytes + bytes / 8 + 1) << bytes;
 }
 
-TEST(HostArena, AFreedBlockIsUsedAgain) {
-  const auto arena = std::make_shared<HostArena>();
+TEST(Arena, AFreedBlockIsUsedAgain) {
+  const auto arena = std::make_shared<Arena>();
   auto first = arena->allocate(100000);
   const auto* address = first->data();
   first.reset();
@@ -38,14 +38,14 @@ TEST(HostArena, AFreedBlockIsUsedAgain) {
   EXPECT_EQ(arena->allocate(99990)->data(), address) << "sizes that round to the same one share blocks";
 }
 
-TEST(HostArena, BlocksInUseAreNotHandedOutTwice) {
-  const auto arena = std::make_shared<HostArena>();
+TEST(Arena, BlocksInUseAreNotHandedOutTwice) {
+  const auto arena = std::make_shared<Arena>();
   const auto a = arena->allocate(1000), b = arena->allocate(1000);
   EXPECT_NE(a->data(), b->data());
 }
 
-TEST(HostArena, CountsUsePeakAndReserve) {
-  const auto arena = std::make_shared<HostArena>();
+TEST(Arena, CountsUsePeakAndReserve) {
+  const auto arena = std::make_shared<Arena>();
   auto a = arena->allocate(640), b = arena->allocate(128);
   EXPECT_EQ(arena->use().in_use, 768);
   a.reset();
@@ -58,9 +58,9 @@ TEST(HostArena, CountsUsePeakAndReserve) {
   EXPECT_EQ(arena->use().reserved, 768) << "the block came from the cache";
 }
 
-TEST(HostArena, AStorageKeepsItsArenaAlive) {
-  auto arena = std::make_shared<HostArena>();
-  const std::weak_ptr<HostArena> watch = arena;
+TEST(Arena, AStorageKeepsItsArenaAlive) {
+  auto arena = std::make_shared<Arena>();
+  const std::weak_ptr<Arena> watch = arena;
   auto block = arena->allocate(256);
   arena.reset();
   EXPECT_FALSE(watch.expired());
@@ -69,9 +69,9 @@ TEST(HostArena, AStorageKeepsItsArenaAlive) {
   EXPECT_TRUE(watch.expired());
 }
 
-TEST(HostArena, ThreadsNeverShareABlock) {
+TEST(Arena, ThreadsNeverShareABlock) {
   constexpr int kThreads = 4, kRounds = 2000;
-  const auto arena = std::make_shared<HostArena>();
+  const auto arena = std::make_shared<Arena>();
   std::vector<int> clashes(kThreads);
   std::vector<std::thread> threads;
   for (int id = 0; id < kThreads; ++id) {
@@ -89,11 +89,11 @@ TEST(HostArena, ThreadsNeverShareABlock) {
   EXPECT_EQ(arena->use().in_use, 0);
 }
 
-TEST(HostArena, MoreMemoryThanThereIsIsAnError) {
-  EXPECT_THROW(std::make_shared<HostArena>()->allocate(~std::size_t{0} - 3), std::bad_alloc);
+TEST(Arena, MoreMemoryThanThereIsIsAnError) {
+  EXPECT_THROW(std::make_shared<Arena>()->allocate(~std::size_t{0} - 3), std::bad_alloc);
 }
 
-TEST(HostArena, ABackendRefusesANegativeExtent) {
+TEST(Arena, ABackendRefusesANegativeExtent) {
   const auto backend = make_backend("reference");
   const std::string message = error_message(ErrorKind::usage, [&] {
     backend->allocate(DType::f32, {3, -1});

@@ -1,5 +1,6 @@
-/// Comparing the cpu backend with the reference: inputs of odd sizes and strides, and every level and thread
-/// count at once.
+/// Comparing the other backends with the reference: inputs of odd sizes and strides; the cpu backend at every
+/// level and thread count at once, and the CUDA backend in the launch emulation and on a device where there
+/// is one.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -17,6 +18,7 @@
 #include "ops/cpu/levels.h"
 #include "quaver/backend.h"
 #include "quaver/error.h"
+#include "support/test_backends.h"
 
 namespace quaver::testing {
 
@@ -53,9 +55,22 @@ inline const std::vector<std::shared_ptr<Backend>>& cpu_backends() {
   return backends;
 }
 
+/// Its memory can be read by every backend.
 inline Backend& reference() {
-  static const auto backend = make_backend("reference");
+  static const auto backend = make_shared_reference();
   return *backend;
+}
+
+/// The CUDA backend where it can run.
+inline const std::vector<std::shared_ptr<Backend>>& device_backends() {
+  static const auto backends = [] {
+    std::vector<std::shared_ptr<Backend>> all;
+    for (const std::string& name : test_backends()) {
+      if (name != "reference" && name != "cpu") all.push_back(make_test_backend(name));
+    }
+    return all;
+  }();
+  return backends;
 }
 
 struct MatrixCase {
@@ -143,8 +158,8 @@ inline Tensor indices_below(std::int64_t count, std::int64_t bound, std::uint64_
   return indices;
 }
 
-/// The bytes of a matrix or vector, row after row. An FP32 NaN counts as one NaN: which of two NaN operands an instruction
-/// passes on, and the sign of one it makes, differ between levels and compilers.
+/// The bytes of a matrix or vector, row after row. An FP32 NaN counts as one NaN: which of two NaN operands
+/// an instruction passes on, and the sign of one it makes, differ between levels and compilers.
 inline std::string bytes_of(const Tensor& tensor) {
   const Tensor matrix = tensor.shape().size() == 2 ? tensor : tensor.reshape({1, tensor.elements()});
   const std::size_t width = size_of(tensor.dtype());
@@ -201,19 +216,42 @@ inline std::vector<Tensor> expect_one_result(const Run& run) {
   return first;
 }
 
-inline void expect_equals_reference(const Run& run) {
-  const std::vector<Tensor> found = expect_one_result(run), expected = run(reference());
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true)
-        << "result " << i << " differs from the reference";
+/// The results of a backend that may compute on a device, in memory of the host.
+inline std::vector<Tensor> host_results(Backend& backend, const Run& run) {
+  std::vector<Tensor> results = run(backend);
+  for (Tensor& result : results) {
+    if (result.device() == Device::host) continue;
+    const Tensor packed = backend.allocate(result.dtype(), result.shape());
+    backend.copy(result, packed);
+    result = reference().allocate(packed.dtype(), packed.shape());
+    backend.copy_to_host(packed, result.raw());
   }
+  finish(backend);
+  return results;
+}
+
+/// compare(result of a backend, the reference's, where), for the cpu backend and every device.
+inline void compare_with_reference(
+    const Run& run, const std::function<void(const Tensor&, const Tensor&, std::string)>& compare) {
+  const std::vector<Tensor> expected = run(reference());
+  const auto compare_all = [&](const std::vector<Tensor>& found, const std::string& where) {
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      compare(found[i], expected[i], where + ", result " + std::to_string(i));
+  };
+  compare_all(expect_one_result(run), "cpu");
+  for (const auto& backend : device_backends()) compare_all(host_results(*backend, run), backend->describe());
+}
+
+inline void expect_equals_reference(const Run& run) {
+  compare_with_reference(run, [](const Tensor& found, const Tensor& expected, const std::string& where) {
+    EXPECT_EQ(bytes_of(found) == bytes_of(expected), true) << where << " differs from the reference";
+  });
 }
 
 inline void expect_near_reference(const Run& run, Bound bound) {
-  const std::vector<Tensor> found = expect_one_result(run), expected = run(reference());
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    expect_near(found[i], expected[i], bound, "result " + std::to_string(i));
-  }
+  compare_with_reference(run, [&](const Tensor& found, const Tensor& expected, const std::string& where) {
+    expect_near(found, expected, bound, where);
+  });
 }
 
 /// An output with everything that a cast can write.
@@ -239,27 +277,39 @@ inline std::vector<Tensor> tensors_of(const Output& output) {
   return tensors;
 }
 
+/// What `produce` writes in high precision and a separate cast turns into: every form of the result.
+inline std::vector<Tensor> separate_cast(const MatrixCase& c, std::int64_t cols, DType format, bool values,
+                                         Backend& backend,
+                                         const std::function<void(Backend&, const Output&)>& produce) {
+  Output plain;
+  plain.values = empty_matrix(c, cols);
+  produce(backend, plain);
+  finish(backend);
+  const Output separate = full_output(c, cols, format, 37.25f, values);
+  reference().cast(plain.values, separate);
+  return tensors_of(separate);
+}
+
 /// A producer that casts its own result writes what a separate cast of its rounded result writes: in every
 /// form, at every level.
 inline void expect_fused_cast(const MatrixCase& c, std::int64_t cols,
                               const std::function<void(Backend&, const Output&)>& produce) {
   for (DType format : {DType::e4m3, DType::e5m2}) {
     for (bool values : {false, true}) {
-      const auto run = [&](Backend& backend) {
+      const Run run = [&](Backend& backend) {
         const Output output = full_output(c, cols, format, 37.25f, values);
         produce(backend, output);
         return tensors_of(output);
       };
-      const std::vector<Tensor> fused = expect_one_result(run);
-      Output plain;
-      plain.values = empty_matrix(c, cols);
-      produce(*cpu_backends().front(), plain);
-      const Output separate = full_output(c, cols, format, 37.25f, values);
-      reference().cast(plain.values, separate);
-      const std::vector<Tensor> expected = tensors_of(separate);
-      for (std::size_t i = 0; i < expected.size(); ++i) {
-        EXPECT_EQ(bytes_of(fused[i]) == bytes_of(expected[i]), true) << name_of(format) << ", result " << i;
-      }
+      const auto expect_same = [&](Backend& backend, const std::vector<Tensor>& fused) {
+        const std::vector<Tensor> expected = separate_cast(c, cols, format, values, backend, produce);
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+          EXPECT_EQ(bytes_of(fused[i]) == bytes_of(expected[i]), true)
+              << backend.describe() << ", " << name_of(format) << ", result " << i;
+        }
+      };
+      expect_same(*cpu_backends().front(), expect_one_result(run));
+      for (const auto& backend : device_backends()) expect_same(*backend, host_results(*backend, run));
     }
   }
 }

@@ -90,7 +90,7 @@ class AttentionOperation : public BackendTest {
     expect_close(floats(dv), numeric_gradient(in.v, loss), kBound, "dv");
   }
 };
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionOperation, host_backends(), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionOperation, every_backend(), backend_name);
 
 TEST_P(AttentionOperation, OneHead) {
   expect_formula_and_gradients(random_attention({1, 7, 7, 1, 1, 3, 0.6f}, {}));

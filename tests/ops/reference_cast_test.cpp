@@ -55,7 +55,7 @@ class CastOperation : public BackendTest {
     return {bytes.begin(), bytes.end()};
   }
 };
-INSTANTIATE_TEST_SUITE_P(Backends, CastOperation, host_backends(), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, CastOperation, every_backend(), backend_name);
 
 TEST_P(CastOperation, WritesTheBytesOfTheContractsTable) {
   Doubles x;

@@ -23,7 +23,7 @@ struct Loss {
 };
 
 class LossOperation : public BackendTest {};
-INSTANTIATE_TEST_SUITE_P(Backends, LossOperation, host_backends(), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, LossOperation, every_backend(), backend_name);
 
 TEST_P(LossOperation, CrossEntropyFollowsItsFormulaAndGradient) {
   // Differences of numbers of about 10, each with a few roundings.

@@ -82,7 +82,7 @@ class NormOperation : public BackendTest {
     expect_close(floats(dx), accumulate ? plus(expected, old_dx) : expected, kBound, "dx");
   }
 };
-INSTANTIATE_TEST_SUITE_P(Backends, NormOperation, host_backends(), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, NormOperation, every_backend(), backend_name);
 
 TEST_P(NormOperation, ForwardFollowsTheFormula) {
   for (bool centred : {false, true}) {

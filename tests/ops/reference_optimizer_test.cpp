@@ -28,7 +28,7 @@ Weights adamw(Weights w, const AdamWStep& step, double clip, const Doubles& grad
 }
 
 class OptimizerOperation : public BackendTest {};
-INSTANTIATE_TEST_SUITE_P(Backends, OptimizerOperation, host_backends(), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, OptimizerOperation, every_backend(), backend_name);
 
 TEST_P(OptimizerOperation, AdamWFollowsItsFormulasWithAndWithoutClipping) {
   constexpr float kNorm = 5;

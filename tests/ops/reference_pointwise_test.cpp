@@ -37,7 +37,7 @@ struct ActivationInputs {
 };
 
 class PointwiseOperation : public BackendTest {};
-INSTANTIATE_TEST_SUITE_P(Backends, PointwiseOperation, host_backends(), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, PointwiseOperation, every_backend(), backend_name);
 
 TEST_P(PointwiseOperation, ActivationsFollowTheirFormulasAndGradients) {
   for (std::int64_t cols : {1, 17, 33}) {

@@ -8,6 +8,7 @@
 
 #include "quaver/backend.h"
 #include "quaver/fp8_format.h"
+#include "support/test_backends.h"
 
 namespace quaver {
 namespace {
@@ -15,9 +16,9 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 const float kNan = std::numeric_limits<float>::quiet_NaN();
 
-class ScalingTest : public testing::TestWithParam<std::string> {
+class ScalingTest : public ::testing::TestWithParam<std::string> {
  protected:
-  std::shared_ptr<Backend> backend = make_backend(GetParam(), 2);
+  std::shared_ptr<Backend> backend = testing::make_test_backend(GetParam());
 
   ScalingSlot slot(std::vector<float> history, float scale = 1.0f) {
     const auto length = static_cast<std::int64_t>(history.size());
@@ -166,9 +167,9 @@ TEST_P(CastTest, CountsElementsSaturationUnderflowAndNan) {
   EXPECT_EQ(cast(x, DType::e4m3, 1).counters, (std::vector<std::int64_t>{9, 3, 2, 1}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, ScalingTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, ScalingTest, ::testing::ValuesIn(testing::test_backends()),
                          [](const auto& test) { return test.param; });
-INSTANTIATE_TEST_SUITE_P(Backends, CastTest, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, CastTest, ::testing::ValuesIn(testing::test_backends()),
                          [](const auto& test) { return test.param; });
 
 }  // namespace

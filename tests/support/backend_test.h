@@ -1,4 +1,4 @@
-/// Tests of operations that run on every host backend: the fixture, and tensors from numbers in double.
+/// Tests of operations that run on every backend: the fixture, and tensors from numbers in double.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "quaver/backend.h"
+#include "support/test_backends.h"
 
 namespace quaver::testing {
 
@@ -20,7 +21,7 @@ using Doubles = std::vector<double>;
 /// A test with the backend's name as its parameter.
 class BackendTest : public ::testing::TestWithParam<std::string> {
  protected:
-  std::shared_ptr<Backend> backend = make_backend(GetParam(), 2);
+  std::shared_ptr<Backend> backend = make_test_backend(GetParam());
 
   /// Uninitialised columns at an odd offset of a wider matrix.
   Tensor slice(std::int64_t rows, std::int64_t cols, DType dtype = DType::f32) {
@@ -40,8 +41,8 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
   std::vector<float> floats(const Tensor& tensor) { return download(*backend, tensor); }
 };
 
-inline auto host_backends() {
-  return ::testing::Values("reference", "cpu");
+inline auto every_backend() {
+  return ::testing::ValuesIn(test_backends());
 }
 inline std::string backend_name(const ::testing::TestParamInfo<std::string>& test) {
   return test.param;

@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "quaver/backend.h"
+#include "support/test_backends.h"
 
 namespace quaver {
 namespace {
@@ -53,9 +54,9 @@ struct Oracle {
   }
 };
 
-class Optimizer : public testing::TestWithParam<const char*> {
+class Optimizer : public ::testing::TestWithParam<std::string> {
  protected:
-  std::shared_ptr<Backend> backend = make_backend(GetParam(), 2);
+  std::shared_ptr<Backend> backend = testing::make_test_backend(GetParam());
 };
 
 void expect_near(Backend& backend, const Parameter& parameter, const std::vector<double>& expected) {
@@ -132,7 +133,7 @@ TEST_P(Optimizer, AGradientThatIsNotFiniteWritesNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Optimizer, testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, Optimizer, ::testing::ValuesIn(testing::test_backends()),
                          [](const auto& backend) { return std::string(backend.param); });
 
 }  // namespace

@@ -8,6 +8,8 @@ namespace quaver {
 
 class ReferenceBackend final : public HostBackend {
  public:
+  using HostBackend::HostBackend;
+
   std::string_view name() const override { return "reference"; }
   std::string describe() const override { return "reference (scalar, one thread)"; }
 

@@ -1,4 +1,4 @@
-#include "ops/host_arena.h"
+#include "ops/arena.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -36,41 +36,60 @@ void* allocate_block(std::size_t size) {
 
 }  // namespace
 
-HostArena::~HostArena() {
-  for (const auto& [size, blocks] : free_) {
-    for (void* block : blocks) std::free(block);
-  }
+MemorySource host_memory() {
+  return {Device::host, allocate_block, [](void* block) { std::free(block); },
+          [](std::size_t, const MemoryUse&) { throw std::bad_alloc(); }};
 }
 
-std::shared_ptr<Storage> HostArena::allocate(std::size_t bytes) {
+Arena::~Arena() {
+  release_unused();
+}
+
+std::shared_ptr<Storage> Arena::allocate(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
   // More than any machine has, and more than rounding could represent.
-  if (bytes > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
+  if (bytes > std::numeric_limits<std::size_t>::max() / 2) source_.fail(bytes, use_);
   const std::size_t size = rounded(bytes);
   void* block = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    if (auto& blocks = free_[size]; !blocks.empty()) {
-      block = blocks.back();
-      blocks.pop_back();
-    } else {
-      block = allocate_block(size);
-      if (!block) throw std::bad_alloc();
-      use_.reserved += static_cast<std::int64_t>(size);
-    }
-    use_.in_use += static_cast<std::int64_t>(size);
-    use_.peak = std::max(use_.peak, use_.in_use);
+  if (auto& blocks = free_[size]; !blocks.empty()) {
+    block = blocks.back();
+    blocks.pop_back();
+  } else {
+    block = fresh_block(size);
   }
-  return std::make_shared<Storage>(
-      block, size, Device::host, [arena = shared_from_this(), block, size] { arena->release(block, size); });
+  use_.in_use += static_cast<std::int64_t>(size);
+  use_.peak = std::max(use_.peak, use_.in_use);
+  return std::make_shared<Storage>(block, size, source_.device, [arena = shared_from_this(), block, size] {
+    arena->release(block, size);
+  });
 }
 
-void HostArena::release(void* block, std::size_t size) {
+void* Arena::fresh_block(std::size_t size) {
+  void* block = source_.allocate(size);
+  if (!block) {
+    release_unused();
+    block = source_.allocate(size);
+  }
+  if (!block) source_.fail(size, use_);
+  use_.reserved += static_cast<std::int64_t>(size);
+  return block;
+}
+
+void Arena::release_unused() {
+  for (auto& [size, blocks] : free_) {
+    for (void* block : blocks) source_.release(block);
+    use_.reserved -= static_cast<std::int64_t>(size * blocks.size());
+    blocks.clear();
+  }
+}
+
+void Arena::release(void* block, std::size_t size) {
   const std::lock_guard lock(mutex_);
   free_[size].push_back(block);
   use_.in_use -= static_cast<std::int64_t>(size);
 }
 
-MemoryUse HostArena::use() const {
+MemoryUse Arena::use() const {
   const std::lock_guard lock(mutex_);
   return use_;
 }

@@ -1,0 +1,223 @@
+#include "ops/cuda/attention.h"
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "ops/cuda/attention_backward_keys.cuh"
+#include "ops/cuda/attention_backward_queries.cuh"
+#include "ops/cuda/attention_scalar.cuh"
+
+namespace quaver::cuda {
+namespace {
+
+int blocks_of(std::int64_t rows, int size) {
+  return static_cast<int>((rows + size - 1) / size);
+}
+
+LaunchShape shape_of(int blocks, std::int64_t heads, std::int64_t batch, std::size_t shared_bytes) {
+  return {dim3(blocks, static_cast<unsigned>(heads), static_cast<unsigned>(batch)), dim3(kAttentionThreads),
+          shared_bytes};
+}
+
+template <typename Tiles>
+constexpr std::size_t shared_bytes_of() {
+  static_assert(sizeof(Tiles) <= 99 * 1024, "sm_89 and sm_120 give a block no more");
+  return sizeof(Tiles);
+}
+
+bool lies_on_16_bytes(const AttentionMatrix& matrix) {
+  return reinterpret_cast<std::uintptr_t>(matrix.data) % 16 == 0 && matrix.stride % 8 == 0;
+}
+
+bool all_aligned(const AttentionShape& shape, std::initializer_list<AttentionMatrix> matrices) {
+  bool aligned = shape.head_dim % 8 == 0;
+  for (const AttentionMatrix& matrix : matrices) aligned = aligned && lies_on_16_bytes(matrix);
+  return aligned;
+}
+
+template <typename T>
+HeadRows<T> rows_of(const AttentionMatrix& matrix) {
+  return {static_cast<T*>(matrix.data), matrix.stride};
+}
+
+template <typename T>
+AttentionArguments<T> arguments_of(const AttentionCall& call, bool aligned) {
+  const AttentionShape& shape = call.shape;
+  return {.query_len = static_cast<int>(shape.query_len),
+          .key_len = static_cast<int>(shape.key_len),
+          .heads = static_cast<int>(shape.heads),
+          .kv_heads = static_cast<int>(shape.kv_heads),
+          .head_dim = static_cast<int>(shape.head_dim),
+          .scale = shape.scale,
+          .aligned = aligned,
+          .q = rows_of<const T>(call.q),
+          .k = rows_of<const T>(call.k),
+          .v = rows_of<const T>(call.v),
+          .first_key = call.first_key,
+          .out = rows_of<T>(call.out),
+          .lse = call.lse,
+          .lse_stride = call.lse_stride};
+}
+
+int statistics_blocks(const AttentionShape& shape) {
+  return blocks_of(shape.query_len, kStatisticsRows);
+}
+
+Workspace workspace_of(const AttentionShape& shape, void* memory) {
+  auto* statistics = static_cast<QueryStatistics*>(memory);
+  const int blocks = statistics_blocks(shape);
+  return {statistics,
+          reinterpret_cast<FirstKeys*>(statistics + shape.batch * shape.heads * blocks * kStatisticsRows),
+          blocks};
+}
+
+template <typename T>
+GradientArguments<T> gradient_arguments(const AttentionShape& shape, const AttentionGradients& gradients) {
+  return {.dout = rows_of<const T>(gradients.dout),
+          .dq = rows_of<T>(gradients.dq),
+          .dk = rows_of<T>(gradients.dk),
+          .dv = rows_of<T>(gradients.dv),
+          .workspace = workspace_of(shape, gradients.workspace)};
+}
+
+/// Calls f with a constant: the narrowest width of tiles that holds a head.
+template <typename F>
+void for_width(std::int64_t head_dim, const F& f) {
+  if (head_dim <= 32) return f(std::integral_constant<int, 32>());
+  if (head_dim <= 64) return f(std::integral_constant<int, 64>());
+  if (head_dim <= 96) return f(std::integral_constant<int, 96>());
+  f(std::integral_constant<int, 128>());
+}
+
+template <int kRowTiles>
+void forward_tiles(const AttentionCall& call, Stream stream) {
+  const AttentionShape& shape = call.shape;
+  const auto args = arguments_of<bf16>(call, all_aligned(shape, {call.q, call.k, call.v, call.out}));
+  for_width(shape.head_dim, [&](auto width) {
+    using Tiles = ForwardTiles<width(), kRowTiles>;
+    const int blocks = blocks_of(shape.query_len, Tiles::kQueries);
+    launch("attention_forward", attention_forward<width(), kRowTiles>,
+           shape_of(blocks, shape.heads, shape.batch, shared_bytes_of<Tiles>()), stream, args);
+  });
+}
+
+template <typename T, int kColumns>
+void forward_scalar(const AttentionCall& call, Stream stream) {
+  const int blocks = blocks_of(call.shape.query_len, kAttentionWarps);
+  launch("attention_forward_scalar", attention_forward_scalar<T, kColumns>,
+         shape_of(blocks, call.shape.heads, call.shape.batch, 0), stream, arguments_of<T>(call, false));
+}
+
+template <typename T>
+void statistics(const AttentionCall& call, const AttentionGradients& gradients, Stream stream) {
+  launch("attention_statistics", attention_statistics<T>,
+         shape_of(statistics_blocks(call.shape), call.shape.heads, call.shape.batch,
+                  kStatisticsRows * sizeof(int)),
+         stream, arguments_of<T>(call, false), gradient_arguments<T>(call.shape, gradients));
+}
+
+/// Two tiles of rows per warp read the other side half as often, and one makes twice as many blocks: two
+/// where those still fill a large chip.
+bool takes_two_tiles(const AttentionCall& call, std::int64_t rows, std::int64_t heads) {
+  constexpr std::int64_t kRows = 128, kManyBlocks = 256;
+  if (call.row_tiles != 0) return call.row_tiles == 2;
+  return rows / kRows * heads * call.shape.batch >= kManyBlocks;
+}
+
+template <int kWidth, int kRowTiles>
+void key_gradients(const AttentionCall& call, const AttentionGradients& gradients, bool aligned,
+                   Stream stream) {
+  using Tiles = KeyGradientTiles<kWidth, kRowTiles>;
+  const int blocks = blocks_of(call.shape.key_len, Tiles::kKeys);
+  launch("attention_key_gradients", attention_key_gradients<kWidth, kRowTiles>,
+         shape_of(blocks, call.shape.kv_heads, call.shape.batch, shared_bytes_of<Tiles>()), stream,
+         arguments_of<bf16>(call, aligned), gradient_arguments<bf16>(call.shape, gradients));
+}
+
+template <int kWidth, int kRowTiles>
+void query_gradients(const AttentionCall& call, const AttentionGradients& gradients, bool aligned,
+                     Stream stream) {
+  using Tiles = QueryGradientTiles<kWidth, kRowTiles>;
+  const int blocks = blocks_of(call.shape.query_len, Tiles::kQueries);
+  launch("attention_query_gradients", attention_query_gradients<kWidth, kRowTiles>,
+         shape_of(blocks, call.shape.heads, call.shape.batch, shared_bytes_of<Tiles>()), stream,
+         arguments_of<bf16>(call, aligned), gradient_arguments<bf16>(call.shape, gradients));
+}
+
+void backward_tiles(const AttentionCall& call, const AttentionGradients& gradients, Stream stream) {
+  const AttentionShape& shape = call.shape;
+  const bool aligned =
+      all_aligned(shape, {call.q, call.k, call.v, gradients.dout, gradients.dq, gradients.dk, gradients.dv});
+  const bool two_of_keys = takes_two_tiles(call, shape.key_len, shape.kv_heads);
+  const bool two_of_queries = takes_two_tiles(call, shape.query_len, shape.heads);
+  for_width(shape.head_dim, [&](auto width) {
+    constexpr int kMost =
+        width() > 64 ? 1 : 2;  // both gradients of two tiles of wide heads fill the registers
+    const auto of_keys = two_of_keys ? key_gradients<width(), kMost> : key_gradients<width(), 1>;
+    const auto of_queries = two_of_queries ? query_gradients<width(), 2> : query_gradients<width(), 1>;
+    of_keys(call, gradients, aligned, stream);
+    of_queries(call, gradients, aligned, stream);
+  });
+}
+
+template <typename T, int kColumns>
+void backward_scalar(const AttentionCall& call, const AttentionGradients& gradients, Stream stream) {
+  const AttentionShape& shape = call.shape;
+  const auto args = arguments_of<T>(call, false);
+  const auto more = gradient_arguments<T>(shape, gradients);
+  launch("attention_key_gradients_scalar", attention_key_gradients_scalar<T, kColumns>,
+         shape_of(blocks_of(shape.key_len, kAttentionWarps), shape.kv_heads, shape.batch, 0), stream, args,
+         more);
+  launch("attention_query_gradients_scalar", attention_query_gradients_scalar<T, kColumns>,
+         shape_of(blocks_of(shape.query_len, kAttentionWarps), shape.heads, shape.batch, 0), stream, args,
+         more);
+}
+
+/// Calls f with an element and the columns per lane that hold a head. BF16 comes here with wide heads only.
+template <typename F>
+void for_scalar(const AttentionCall& call, const F& f) {
+  constexpr std::integral_constant<int, kWidestTile / 32> kNarrow;
+  constexpr std::integral_constant<int, kWidestHead / 32> kWide;
+  if (call.dtype == DType::bf16) return f(bf16(), kWide);
+  if (call.shape.head_dim <= kWidestTile) return f(float(), kNarrow);
+  f(float(), kWide);
+}
+
+bool takes_tiles(const AttentionCall& call) {
+  return call.dtype == DType::bf16 && call.shape.head_dim <= kWidestTile;
+}
+
+}  // namespace
+
+void launch_attention(const AttentionCall& call, Stream stream) {
+  check_device_attention(call.shape);
+  if (!takes_tiles(call)) {
+    return for_scalar(call, [&](auto element, auto columns) {
+      forward_scalar<decltype(element), columns()>(call, stream);
+    });
+  }
+  if (takes_two_tiles(call, call.shape.query_len, call.shape.heads)) return forward_tiles<2>(call, stream);
+  forward_tiles<1>(call, stream);
+}
+
+std::int64_t attention_workspace(const AttentionShape& shape) {
+  const std::int64_t blocks = statistics_blocks(shape);
+  return shape.batch * blocks *
+         (shape.heads * kStatisticsRows * static_cast<std::int64_t>(sizeof(QueryStatistics)) +
+          static_cast<std::int64_t>(sizeof(FirstKeys)));
+}
+
+void launch_attention_backward(const AttentionCall& call, const AttentionGradients& gradients,
+                               Stream stream) {
+  check_device_attention(call.shape);
+  if (takes_tiles(call)) {
+    statistics<bf16>(call, gradients, stream);
+    return backward_tiles(call, gradients, stream);
+  }
+  for_scalar(call, [&](auto element, auto columns) {
+    statistics<decltype(element)>(call, gradients, stream);
+    backward_scalar<decltype(element), columns()>(call, gradients, stream);
+  });
+}
+
+}  // namespace quaver::cuda

@@ -1,0 +1,169 @@
+/// What attention asks of one warp: tensor-core products, matrix loads, asynchronous copies, BF16 pairs. Each
+/// is one instruction on the device; the emulation computes the same in plain code.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "ops/cuda/launch.h"
+
+namespace quaver::cuda {
+
+#ifdef __CUDACC__
+
+/// sum += a b: a is 16 x 16 (rows), b 16 x 8 (columns), BF16, summed in FP32: mma.m16n8k16.
+__device__ inline void multiply_add(float (&sum)[4], const std::uint32_t* a, const std::uint32_t* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Four 8 x 8 matrices from shared memory: lane 8 m + r names row r of matrix m; part m of a lane then holds
+/// columns 2 * (lane % 4) and the next of row lane / 4.
+__device__ inline void load_matrices(std::uint32_t (&part)[4], const bf16* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/// The same of the transposed matrices.
+__device__ inline void load_matrices_transposed(std::uint32_t (&part)[4], const bf16* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/// Copies 16 bytes to shared memory, or zeros if not `inside`; `from` is a valid address either way.
+__device__ inline void copy_16_bytes(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+
+/// Waits for all copies that this thread has started.
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/// Two floats rounded to BF16, the first in the lower half.
+__device__ inline std::uint32_t pack_pair(float low, float high) {
+  std::uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+/// 2^x within 2 units of the last place; results that would be denormal are 0.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+#else
+
+struct ProductOperands {
+  std::uint32_t a[4], b[2];
+};
+
+__device__ inline float half_of(std::uint32_t pair, int half) {
+  return as_float(bf16{static_cast<std::uint16_t>(pair >> 16 * half)});
+}
+
+__device__ inline void multiply_add(float (&sum)[4], const std::uint32_t* a, const std::uint32_t* b) {
+  const int row = emulation::lane() / 4, first_column = 2 * (emulation::lane() % 4);
+  emulation::with_warp(ProductOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, [&](const auto* lanes) {
+    for (int e = 0; e < 4; ++e) {
+      for (int k = 0; k < 16; ++k) {
+        const int pair = k % 8 / 2, column = first_column + e % 2;
+        sum[e] += half_of(lanes[4 * row + pair]->a[e / 2 + k / 8 * 2], k % 2) *
+                  half_of(lanes[4 * column + pair]->b[k / 8], k % 2);
+      }
+    }
+    return 0;
+  });
+}
+
+__device__ inline std::uint32_t pair_of(bf16 low, bf16 high) {
+  return low.bits | static_cast<std::uint32_t>(high.bits) << 16;
+}
+
+__device__ inline void load_matrices(std::uint32_t (&part)[4], const bf16* row) {
+  const int row_of_lane = emulation::lane() / 4, column = 2 * (emulation::lane() % 4);
+  emulation::with_warp(row, [&](const bf16* const* const* rows) {
+    for (int m = 0; m < 4; ++m) {
+      const bf16* from = *rows[8 * m + row_of_lane];
+      part[m] = pair_of(from[column], from[column + 1]);
+    }
+    return 0;
+  });
+}
+
+__device__ inline void load_matrices_transposed(std::uint32_t (&part)[4], const bf16* row) {
+  const int from = 2 * (emulation::lane() % 4), column = emulation::lane() / 4;
+  emulation::with_warp(row, [&](const bf16* const* const* rows) {
+    for (int m = 0; m < 4; ++m) {
+      part[m] = pair_of((*rows[8 * m + from])[column], (*rows[8 * m + from + 1])[column]);
+    }
+    return 0;
+  });
+}
+
+struct PendingCopy {
+  void* to;
+  const void* from;
+};
+
+/// The copies that thread `threadIdx.x` has started and not waited for.
+inline std::vector<PendingCopy>& pending_copies() {
+  static std::array<std::vector<PendingCopy>, 1024> of_thread;
+  return of_thread[threadIdx.x];
+}
+
+/// As late as the instruction may: what is read before the wait is NaN.
+__device__ inline void copy_16_bytes(void* to, const void* from, bool inside) {
+  constexpr int kZero = 0, kUnknown = 0xFF;
+  std::memset(to, inside ? kUnknown : kZero, 16);
+  if (inside) pending_copies().push_back({to, from});
+}
+
+__device__ inline void wait_for_copies() {
+  for (const PendingCopy& copy : pending_copies()) std::memcpy(copy.to, copy.from, 16);
+  pending_copies().clear();
+}
+
+__device__ inline std::uint32_t pack_pair(float low, float high) {
+  return pair_of(round_as<bf16>(low), round_as<bf16>(high));
+}
+
+__device__ inline float power_of_two(float x) {
+  return exp2f(x);
+}
+
+#endif
+
+/// Stores the first `count` of two floats, rounded as round_as does. `aligned`: `to` lies on 4 bytes, and
+/// count is not 1.
+__device__ inline void store_pair(bf16* to, float low, float high, int count, bool aligned) {
+  constexpr std::uint32_t kNan = 0x7FC0;
+  std::uint32_t pair = pack_pair(low, high);
+  if (low != low) pair = (pair & 0xFFFF0000u) | kNan;
+  if (high != high) pair = (pair & 0xFFFFu) | kNan << 16;
+  if (aligned) {
+    if (count > 0) *reinterpret_cast<std::uint32_t*>(to) = pair;
+    return;
+  }
+  if (count > 0) to[0].bits = static_cast<std::uint16_t>(pair);
+  if (count > 1) to[1].bits = static_cast<std::uint16_t>(pair >> 16);
+}
+
+}  // namespace quaver::cuda

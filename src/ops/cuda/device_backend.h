@@ -1,0 +1,135 @@
+/// The operations of backend.h as kernels on one stream. One family per file; ops/cuda/device/ holds what
+/// only a real device has (memory, cuBLASLt, the entry), behind the two interfaces here, so that everything
+/// else also runs in the launch emulation.
+///
+/// Nothing here waits for the device but copy_to_host. Sums over rows are cut by shape alone and combined in
+/// a fixed order: no floating-point atomics.
+#pragma once
+
+#include <memory>
+
+#include "ops/arena.h"
+#include "ops/contracts.h"
+#include "ops/cuda/stream.h"
+#include "quaver/backend.h"
+
+namespace quaver::cuda {
+
+/// Memory, copies and the stream of one device. Copies run in the stream's order.
+class DeviceRuntime {
+ public:
+  virtual ~DeviceRuntime() = default;
+  virtual std::string describe() const = 0;
+  virtual Stream stream() const = 0;
+  virtual MemorySource memory() = 0;
+  virtual bool needs_transposed_fp8() const = 0;
+  /// The source may be reused as soon as this returns.
+  virtual void copy_from_host(const void* source, void* destination, std::size_t bytes) = 0;
+  /// Waits for the copy, and so for everything before it.
+  virtual void copy_to_host(const void* source, void* destination, std::size_t bytes) = 0;
+  /// `rows` rows of `width` bytes, device to device; pitches in bytes.
+  virtual void copy_rows(const void* source, std::size_t source_pitch, void* destination,
+                         std::size_t destination_pitch, std::size_t width, std::size_t rows) = 0;
+};
+
+/// One operand of a product: element (i, k) is data[i * stride + k], or data[k * stride + i] where `swapped`.
+struct Factor {
+  const void* data = nullptr;
+  std::int64_t stride = 0;
+  bool swapped = false;
+  DType dtype = DType::f32;
+  const float* scale_inv = nullptr;  ///< of FP8
+};
+
+/// out[m, n] (+)= the sum over k of left(m, k) right(n, k), times both scale_inv.
+struct Product {
+  GemmSize size;
+  Factor left, right;
+  bool fast_accumulation = false, accumulate = false;
+  void* out = nullptr;
+  std::int64_t out_stride = 0;
+  DType out_dtype = DType::f32;
+};
+
+/// A library of matrix products.
+class MatrixLibrary {
+ public:
+  virtual ~MatrixLibrary() = default;
+  /// Queues the product; false, with nothing queued, if the library cannot compute it.
+  virtual bool multiply(const Product& product, Backend& backend) = 0;
+};
+
+class DeviceBackend final : public Backend {
+ public:
+  /// Without a library, products run on a plain kernel of our own.
+  DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library);
+
+  std::string_view name() const override { return "cuda"; }
+  Device device() const override { return Device::cuda; }
+  std::string describe() const override { return runtime_->describe(); }
+  bool needs_transposed_fp8() const override { return runtime_->needs_transposed_fp8(); }
+
+  Tensor allocate(DType dtype, Shape shape) override;
+  void copy_from_host(const void* source, const Tensor& destination) override;
+  void copy_to_host(const Tensor& source, void* destination) override;
+  MemoryUse memory_use() const override;
+  void copy(const Tensor& source, const Tensor& destination) override;
+  void fill(const Tensor& destination, double value) override;
+  void fill_normal(const Tensor& destination, float mean, float std, std::uint64_t seed,
+                   std::uint64_t stream) override;
+  void convert(const Tensor& source, const Tensor& destination) override;
+  void cast(const Tensor& x, const Output& output) override;
+  void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
+            const Tensor& out) override;
+  void sum_rows(const Tensor& x, const Tensor& sums) override;
+  void rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+                const Tensor& rstd) override;
+  void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
+                         bool accumulate_dx, const Tensor& dx, const Tensor& dgain) override;
+  void layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon, const Output& y,
+                  const Tensor& mean, const Tensor& rstd) override;
+  void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
+                           const Tensor& rstd, bool accumulate_dx, const Tensor& dx, const Tensor& dgain,
+                           const Tensor& dbias) override;
+  void add(const Tensor& a, const Tensor& b, const Tensor& out) override;
+  void activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) override;
+  void activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
+                           const Output& dgate, const Output& dup) override;
+  void gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) override;
+  void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
+                     const Tensor& d_o, const Tensor& dg) override;
+  void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
+                       const Tensor& out) override;
+  void transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
+                                const Tensor& positions, const Tensor& dx, const Tensor& dgain) override;
+  void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                 const Tensor& first_key, const Tensor& out, const Tensor& lse) override;
+  void attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,
+                          const Tensor& v, const Tensor& first_key, const Tensor& out, const Tensor& lse,
+                          const Tensor& dq, const Tensor& dk, const Tensor& dv) override;
+  void embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
+                 const Tensor& position_table, const Tensor& out) override;
+  void embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,
+                          const Tensor& dtable, const Tensor& dposition_table) override;
+  void cross_entropy(const Tensor& logits, const Tensor& targets, float gradient_scale, const Tensor& losses,
+                     const Output& dlogits) override;
+  void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
+  void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
+             const Tensor& value, const Tensor& m, const Tensor& v) override;
+  void update_scales(std::span<const ScaleUpdate> updates) override;
+
+ private:
+  Stream stream() const { return runtime_->stream(); }
+  Tensor transposed(const Tensor& bytes);
+  Factor factor(const GemmOperand& operand, bool swapped, Tensor& kept);
+  bool multiply_padded(const Product& product, const Tensor& bias, bool accumulate);
+  /// Throws if a kernel met an index outside its table since the last call.
+  void report_faults();
+
+  std::unique_ptr<DeviceRuntime> runtime_;
+  std::unique_ptr<MatrixLibrary> library_;
+  std::shared_ptr<Arena> arena_;  // storages keep it alive; declared after the runtime that gives it memory
+  Tensor faults_;
+};
+
+}  // namespace quaver::cuda

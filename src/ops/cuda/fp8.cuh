@@ -1,0 +1,62 @@
+/// FP8 on the device: the same bytes as quaver/fp8_format.h.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cuda/launch.h"
+#ifndef __CUDACC__
+#include "quaver/fp8_format.h"
+#endif
+
+namespace quaver::cuda {
+
+enum class Fp8 : std::uint8_t { e4m3, e5m2 };
+
+inline Fp8 fp8_of(DType dtype) {
+  return dtype == DType::e5m2 ? Fp8::e5m2 : Fp8::e4m3;
+}
+__device__ inline float largest_fp8(Fp8 format) {
+  return format == Fp8::e4m3 ? 448.0f : 57344.0f;
+}
+
+#ifdef __CUDACC__
+
+/// Rounds to nearest even and saturates, infinities too; a NaN becomes 0x7F.
+__device__ inline std::uint8_t fp8_byte(Fp8 format, float x) {
+  std::uint16_t pair;
+  if (format == Fp8::e4m3) {
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+  } else {
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+  }
+  return static_cast<std::uint8_t>(pair);
+}
+
+#else
+
+inline std::uint8_t fp8_byte(Fp8 format, float x) {
+  return fp8_encode(format == Fp8::e4m3 ? DType::e4m3 : DType::e5m2, x);
+}
+
+#endif
+
+__device__ inline float fp8_value(Fp8 format, std::uint8_t byte) {
+  const unsigned sign = (byte & 0x80u) << 24, magnitude = byte & 0x7Fu;
+  const bool e4m3 = format == Fp8::e4m3;
+  if (e4m3 ? magnitude == 0x7F : magnitude > 0x7C) return __uint_as_float(0x7FC00000u);
+  const int mantissa_bits = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15;
+  const int exponent = static_cast<int>(magnitude >> mantissa_bits);
+  const unsigned mantissa = magnitude & ((1u << mantissa_bits) - 1);
+  if (!e4m3 && magnitude == 0x7C) return __uint_as_float(sign | 0x7F800000u);
+  float value;
+  if (exponent == 0) {
+    value = static_cast<float>(mantissa) *
+            __uint_as_float(static_cast<unsigned>(128 - bias - mantissa_bits) << 23);
+  } else {
+    value = __uint_as_float(static_cast<unsigned>(exponent - bias + 127) << 23 | mantissa
+                                                                                     << (23 - mantissa_bits));
+  }
+  return __uint_as_float(__float_as_uint(value) | sign);
+}
+
+}  // namespace quaver::cuda

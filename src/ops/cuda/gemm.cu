@@ -1,0 +1,152 @@
+#include "ops/cuda/column_sums.cuh"
+#include "ops/cuda/device_backend.h"
+#include "ops/cuda/produce.cuh"
+#include "ops/cuda/product.h"
+
+namespace quaver::cuda {
+namespace {
+
+constexpr int kSquare = 32;
+constexpr std::int64_t kGranule = 16;  // FP8 sizes that libraries take are multiples of this
+
+__global__ void transpose_bytes(Matrix<std::uint8_t> from, Matrix<std::uint8_t> to, std::int64_t rows,
+                                std::int64_t cols) {
+  __shared__ std::uint8_t tile[kSquare][kSquare + 4];
+  const std::int64_t across = (cols + kSquare - 1) / kSquare;
+  const std::int64_t row = blockIdx.x / across * kSquare, column = blockIdx.x % across * kSquare;
+  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
+  if (row + y < rows && column + x < cols) tile[y][x] = *from.address(row + y, column + x);
+  __syncthreads();
+  if (column + y < cols && row + x < rows) *to.address(column + y, row + x) = tile[x][y];
+}
+
+/// An FP32 product, with bias and what the result held before.
+template <typename T>
+struct Finish {
+  Matrix<float> product;
+  const float* bias;
+  Matrix<T> old;  // null unless accumulated to
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float before[N];
+    product.load(m, n, result[0]);
+    if (old.data) old.load(m, n, before);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (bias) result[0][i] += bias[n + i];
+      if (old.data) result[0][i] += before[i];
+    }
+  }
+};
+
+template <typename T>
+struct ColumnOf {
+  Matrix<T> x;
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&values)[1]) const {
+    values[0] = x(m, n);
+  }
+};
+
+Factor factor_of(const Tensor& matrix, bool swapped, const Tensor& scale_inv) {
+  return {matrix.raw(), matrix.row_stride(), swapped, matrix.dtype(),
+          is_fp8(matrix.dtype()) ? scale_inv.data<float>() : nullptr};
+}
+
+std::int64_t padded(std::int64_t size) {
+  return blocks_for(size, kGranule) * kGranule;
+}
+
+/// A copy of FP8 bytes with zeros around them: rows and columns are multiples of kGranule.
+Tensor padded_copy(const Factor& factor, std::int64_t rows, std::int64_t cols, DeviceRuntime& runtime,
+                   Backend& backend) {
+  const Tensor copy = backend.allocate(DType::u8, {padded(rows), padded(cols)});
+  backend.fill(copy, 0);
+  runtime.copy_rows(factor.data, static_cast<std::size_t>(factor.stride), copy.raw(),
+                    static_cast<std::size_t>(copy.cols()), static_cast<std::size_t>(cols),
+                    static_cast<std::size_t>(rows));
+  return copy;
+}
+
+}  // namespace
+
+Tensor DeviceBackend::transposed(const Tensor& bytes) {
+  const Tensor result = allocate(bytes.dtype(), {bytes.cols(), bytes.rows()});
+  launch("transpose", transpose_bytes,
+         {blocks_for(bytes.rows(), kSquare) * blocks_for(bytes.cols(), kSquare), dim3(kSquare, kSquare)},
+         stream(), matrix_of<std::uint8_t>(bytes), matrix_of<std::uint8_t>(result), bytes.rows(),
+         bytes.cols());
+  return result;
+}
+
+/// FP8 operands become contiguous along the contraction where the device asks for it. `kept` holds a
+/// transposed copy until the product is queued.
+Factor DeviceBackend::factor(const GemmOperand& operand, bool swapped, Tensor& kept) {
+  if (!swapped || !is_fp8(operand.dtype()) || !needs_transposed_fp8())
+    return factor_of(operand.values, swapped, operand.scale_inv);
+  kept = operand.transposed ? operand.transposed : transposed(operand.values);
+  return factor_of(kept, false, operand.scale_inv);
+}
+
+/// Through an FP32 result of our own, FP8 operands padded; false if the library cannot compute that either.
+bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, bool accumulate) {
+  const GemmSize& size = product.size;
+  Product whole = product;
+  Tensor left, right;
+  if (is_fp8(product.left.dtype) && !product.left.swapped && !product.right.swapped) {
+    left = padded_copy(product.left, size.m, size.k, *runtime_, *this);
+    right = padded_copy(product.right, size.n, size.k, *runtime_, *this);
+    whole.size = {padded(size.m), padded(size.n), padded(size.k)};
+    whole.left.data = left.raw();
+    whole.right.data = right.raw();
+    whole.left.stride = whole.right.stride = whole.size.k;
+  }
+  const Tensor sums = allocate(DType::f32, {whole.size.m, whole.size.n});
+  whole.accumulate = false;
+  whole.out = sums.raw();
+  whole.out_stride = sums.cols();
+  whole.out_dtype = DType::f32;
+  if (!library_->multiply(whole, *this)) return false;
+  with_real(product.out_dtype, [&]<typename T>(T) {
+    const Matrix<T> out{static_cast<T*>(product.out), product.out_stride};
+    const Finish<T> finish{matrix_of<float>(sums), bias ? bias.data<float>() : nullptr,
+                           accumulate ? out : Matrix<T>{}};
+    const std::int64_t tiles = blocks_for(size.m, kTile) * blocks_for(size.n, kTile);
+    std::array<Sink<T>, 1> sinks{};
+    sinks[0].values = out;
+    launch("gemm", produce_tile<1, 1, T, Finish<T>>, {tiles, kTileThreads}, stream(), finish, sinks, size.m,
+           size.n);
+  });
+  return true;
+}
+
+void DeviceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
+                         bool accumulate, const Tensor& out) {
+  const GemmSize size = check_gemm(kind, a, b, bias, out);
+  if (size.m == 0 || size.n == 0) return;
+  Product product{.size = size,
+                  .left = {},
+                  .right = {},
+                  .fast_accumulation = kind == Gemm::fprop,
+                  .accumulate = accumulate,
+                  .out = out.raw(),
+                  .out_stride = out.row_stride(),
+                  .out_dtype = out.dtype()};
+  Tensor left, right;
+  product.left = factor(a, kind == Gemm::wgrad, left);
+  product.right = factor(b, kind != Gemm::fprop, right);
+  if (library_ && size.k > 0) {
+    if (!bias && library_->multiply(product, *this)) return;
+    if (multiply_padded(product, bias, accumulate)) return;
+  }
+  launch_plain_product(product, bias ? bias.data<float>() : nullptr, stream());
+}
+
+void DeviceBackend::sum_rows(const Tensor& x, const Tensor& sums) {
+  check_sum_rows(x, sums);
+  with_real(x.dtype(), [&]<typename T>(T) {
+    add_column_sums<1>("sum_rows", ColumnOf<T>{matrix_of<T>(x)}, x.rows(), x.cols(), {sums.data<float>()},
+                       *this, stream());
+  });
+}
+
+}  // namespace quaver::cuda

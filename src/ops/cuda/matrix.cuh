@@ -1,0 +1,77 @@
+/// Matrices as kernels see them, and the dispatch from a tensor's type to a kernel's.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "ops/cuda/launch.h"
+#include "quaver/tensor.h"
+
+namespace quaver::cuda {
+
+/// N consecutive elements, moved as one 8- or 16-byte access where they fill one.
+template <typename T, int N>
+struct alignas(N * sizeof(T) > 16 ? 16 : N * sizeof(T)) Pack {
+  T at[N];
+};
+
+/// Elements that one thread of a vectorised kernel handles at once.
+constexpr int kPack = 8;
+
+/// Element (m, n) is data[m * stride + n].
+template <typename T>
+struct Matrix {
+  T* data = nullptr;
+  std::int64_t stride = 0;
+
+  __device__ T* address(std::int64_t m, std::int64_t n) const { return data + m * stride + n; }
+  __device__ float operator()(std::int64_t m, std::int64_t n) const { return as_float(*address(m, n)); }
+
+  template <int N>
+  __device__ void load(std::int64_t m, std::int64_t n, float (&values)[N]) const {
+    const auto pack = *reinterpret_cast<const Pack<T, N>*>(address(m, n));
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = as_float(pack.at[i]);
+  }
+  template <int N>
+  __device__ void store(std::int64_t m, std::int64_t n, const float (&values)[N]) const {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int i = 0; i < N; ++i) pack.at[i] = round_as<T>(values[i]);
+    *reinterpret_cast<Pack<T, N>*>(address(m, n)) = pack;
+  }
+};
+
+/// The view of a tensor of rank 2, or of one row; null for an absent one.
+template <typename T>
+Matrix<T> matrix_of(const Tensor& tensor) {
+  if (!tensor) return {};
+  return {tensor.data<T>(), tensor.shape().size() == 2 ? tensor.row_stride() : tensor.elements()};
+}
+
+/// Whether threads may move packs of a matrix: its columns, stride and address are multiples of one.
+inline bool packs(const Tensor& tensor) {
+  if (!tensor) return true;
+  const auto bytes = kPack * size_of(tensor.dtype());
+  const auto alignment = bytes < 16 ? bytes : 16;
+  return tensor.cols() % kPack == 0 && (tensor.row_stride() % kPack == 0 || tensor.rows() <= 1) &&
+         reinterpret_cast<std::uintptr_t>(tensor.raw()) % alignment == 0;
+}
+inline bool all_pack(std::initializer_list<Tensor> tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (!packs(tensor)) return false;
+  }
+  return true;
+}
+
+/// Calls f with a value of the C++ type of a real dtype.
+template <typename F>
+void with_real(DType dtype, const F& f) {
+  dtype == DType::f32 ? f(float{}) : f(bf16{});
+}
+
+constexpr std::int64_t blocks_for(std::int64_t count, std::int64_t per_block) {
+  return (count + per_block - 1) / per_block;
+}
+
+}  // namespace quaver::cuda

@@ -1,0 +1,153 @@
+#include <numbers>
+
+#include "base/check.h"
+#include "ops/cuda/device_backend.h"
+#include "ops/cuda/faults.cuh"
+#include "ops/cuda/matrix.cuh"
+
+namespace quaver::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename T>
+__global__ void fill_all(T* data, std::int64_t count, T value) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) data[i] = value;
+}
+
+template <typename From, typename To>
+__global__ void convert_all(const From* from, To* to, std::int64_t count) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) to[i] = round_as<To>(as_float(from[i]));
+}
+
+/// The first two of the four words that philox4x32 of base/random.h gives for (index, stream) under `seed`.
+__device__ uint2 random_words(std::uint64_t index, std::uint64_t stream, std::uint64_t seed) {
+  unsigned c0 = static_cast<unsigned>(index), c1 = static_cast<unsigned>(index >> 32);
+  unsigned c2 = static_cast<unsigned>(stream), c3 = static_cast<unsigned>(stream >> 32);
+  unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
+    c0 = static_cast<unsigned>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<unsigned>(p1);
+    c2 = static_cast<unsigned>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<unsigned>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {c0, c1};
+}
+
+/// Random::normal. The device's logarithm and cosine in double differ from the host's in their last bits,
+/// which the rounding to FP32 hides in all but a few of 10^9 numbers.
+__global__ void fill_normals(float* data, std::int64_t count, float mean, float std, std::uint64_t seed,
+                             std::uint64_t stream) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const uint2 words = random_words(static_cast<std::uint64_t>(i), stream, seed);
+  const double u = (static_cast<double>(words.x) + 0.5) * 0x1p-32, v = static_cast<double>(words.y) * 0x1p-32;
+  const auto normal = static_cast<float>(sqrt(-2 * log(u)) * cos(2 * std::numbers::pi * v));
+  data[i] = mean + std * normal;
+}
+
+}  // namespace
+
+DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library)
+    : runtime_(std::move(runtime)),
+      library_(std::move(library)),
+      arena_(std::make_shared<Arena>(runtime_->memory())),
+      faults_(allocate(DType::i32, {kFaultKinds})) {
+  fill(faults_, kNoFault);
+}
+
+Tensor DeviceBackend::allocate(DType dtype, Shape shape) {
+  for (const std::int64_t extent : shape)
+    require(extent >= 0, "allocate: negative extent in shape {}", to_string(shape));
+  const auto bytes = static_cast<std::size_t>(element_count(shape)) * size_of(dtype);
+  return {arena_->allocate(bytes), dtype, std::move(shape)};
+}
+
+void DeviceBackend::copy_from_host(const void* source, const Tensor& destination) {
+  require(destination.contiguous(), "copy_from_host: the destination must be contiguous");
+  const auto bytes = static_cast<std::size_t>(destination.elements()) * size_of(destination.dtype());
+  if (bytes > 0) runtime_->copy_from_host(source, destination.raw(), bytes);
+}
+
+void DeviceBackend::copy_to_host(const Tensor& source, void* destination) {
+  require(source.contiguous(), "copy_to_host: the source must be contiguous");
+  const auto bytes = static_cast<std::size_t>(source.elements()) * size_of(source.dtype());
+  if (bytes > 0) runtime_->copy_to_host(source.raw(), destination, bytes);
+  report_faults();
+}
+
+void DeviceBackend::report_faults() {
+  std::int32_t rows[kFaultKinds];
+  runtime_->copy_to_host(faults_.raw(), rows, sizeof rows);
+  for (int kind = 0; kind < kFaultKinds; ++kind) {
+    if (rows[kind] == kNoFault) continue;
+    fill(faults_, kNoFault);
+    require(kind != kEmbeddingIndex, "embedding: the index at row {} lies outside its table", rows[kind]);
+    fail(ErrorKind::usage, "cross_entropy: the target at row {} is no class (and not -1)", rows[kind]);
+  }
+}
+
+MemoryUse DeviceBackend::memory_use() const {
+  return arena_->use();
+}
+
+void DeviceBackend::copy(const Tensor& source, const Tensor& destination) {
+  check_copy(source, destination);
+  if (source.elements() == 0) return;
+  const std::size_t size = size_of(source.dtype());
+  if (source.contiguous() && destination.contiguous()) {
+    const std::size_t bytes = static_cast<std::size_t>(source.elements()) * size;
+    return runtime_->copy_rows(source.raw(), bytes, destination.raw(), bytes, bytes, 1);
+  }
+  runtime_->copy_rows(source.raw(), static_cast<std::size_t>(source.row_stride()) * size, destination.raw(),
+                      static_cast<std::size_t>(destination.row_stride()) * size,
+                      static_cast<std::size_t>(source.cols()) * size,
+                      static_cast<std::size_t>(source.rows()));
+}
+
+void DeviceBackend::fill(const Tensor& destination, double value) {
+  check_fill(destination);
+  const std::int64_t count = destination.elements();
+  const auto fill_with = [&]<typename T>(T element) {
+    launch("fill", fill_all<T>, {blocks_for(count, kThreads), kThreads}, stream(), destination.data<T>(),
+           count, element);
+  };
+  switch (destination.dtype()) {
+    case DType::f32:
+      return fill_with(static_cast<float>(value));
+    case DType::bf16:
+      return fill_with(to_bf16(static_cast<float>(value)));
+    case DType::i32:
+      return fill_with(static_cast<std::int32_t>(value));
+    case DType::i64:
+      return fill_with(static_cast<std::int64_t>(value));
+    default:
+      return fill_with(static_cast<std::uint8_t>(value));
+  }
+}
+
+void DeviceBackend::fill_normal(const Tensor& destination, float mean, float std, std::uint64_t seed,
+                                std::uint64_t stream_number) {
+  check_fill_normal(destination);
+  const std::int64_t count = destination.elements();
+  launch("fill_normal", fill_normals, {blocks_for(count, kThreads), kThreads}, stream(),
+         destination.data<float>(), count, mean, std, seed, stream_number);
+}
+
+void DeviceBackend::convert(const Tensor& source, const Tensor& destination) {
+  check_convert(source, destination);
+  const std::int64_t count = source.elements();
+  with_real(source.dtype(), [&]<typename From>(From) {
+    with_real(destination.dtype(), [&]<typename To>(To) {
+      launch("convert", convert_all<From, To>, {blocks_for(count, kThreads), kThreads}, stream(),
+             source.data<From>(), destination.data<To>(), count);
+    });
+  });
+}
+
+}  // namespace quaver::cuda

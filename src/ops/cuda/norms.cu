@@ -1,0 +1,185 @@
+#include "ops/cuda/column_sums.cuh"
+#include "ops/cuda/device_backend.h"
+#include "ops/cuda/produce.cuh"
+
+namespace quaver::cuda {
+namespace {
+
+constexpr int kThreads = 128;  // one block per row
+
+/// Calls f(values, count) for the elements of a row that this thread takes, in packs of N.
+template <int N, typename F>
+__device__ void for_packs(std::int64_t cols, const F& f) {
+  for (std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * N; n < cols; n += kThreads * N) f(n);
+}
+
+/// RMSNorm is LayerNorm with a mean of 0. The variance is taken about the mean, in a second pass.
+template <int N, typename T>
+__global__ void __launch_bounds__(kThreads)
+    norm_statistics(Matrix<T> x, std::int64_t cols, float epsilon, bool centred, float* mean, float* rstd) {
+  const std::int64_t m = blockIdx.x;
+  const auto mean_of = [&](const auto& term) {
+    float sum = 0;
+    for_packs<N>(cols, [&](std::int64_t n) {
+      float values[N];
+      x.load(m, n, values);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum += term(values[i]);
+    });
+    return block_reduce<kThreads>(sum, Add{}) / static_cast<float>(cols);
+  };
+  const float centre = centred ? mean_of([](float value) { return value; }) : 0.0f;
+  const float variance = mean_of([&](float value) { return (value - centre) * (value - centre); });
+  if (threadIdx.x != 0) return;
+  if (centred) mean[m] = centre;
+  rstd[m] = 1.0f / sqrtf(variance + epsilon);
+}
+
+/// (x - mean) rstd gain + bias.
+template <typename T>
+struct Normed {
+  Matrix<T> x;
+  const float *gain, *bias, *mean, *rstd;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float values[N];
+    x.load(m, n, values);
+    const float centre = mean ? mean[m] : 0.0f, factor = rstd[m];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float scaled = (values[i] - centre) * factor * gain[n + i];
+      result[0][i] = bias ? scaled + bias[n + i] : scaled;
+    }
+  }
+};
+
+/// What backward reads.
+template <typename T>
+struct NormGradient {
+  Matrix<T> dy, x;
+  const float *gain, *mean, *rstd;  // mean: null for RMSNorm
+
+  /// dy and (x - mean) rstd of one element, for the gradients of bias and gain.
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&values)[2]) const {
+    const float d = dy(m, n);
+    values[0] = d * ((x(m, n) - (mean ? mean[m] : 0.0f)) * rstd[m]);
+    values[1] = d;
+  }
+};
+
+template <int N, typename T>
+__global__ void __launch_bounds__(kThreads)
+    norm_backward(NormGradient<T> in, std::int64_t cols, bool accumulate, Matrix<T> dx) {
+  const std::int64_t m = blockIdx.x;
+  const float centre = in.mean ? in.mean[m] : 0.0f, rstd = in.rstd[m];
+  const auto load = [&](std::int64_t n, float(&xhat)[N], float(&dxhat)[N]) {
+    in.x.load(m, n, xhat);
+    in.dy.load(m, n, dxhat);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      xhat[i] = (xhat[i] - centre) * rstd;
+      dxhat[i] = dxhat[i] * in.gain[n + i];
+    }
+  };
+  float products = 0, gradients = 0, xhat[N], dxhat[N];
+  for_packs<N>(cols, [&](std::int64_t n) {
+    load(n, xhat, dxhat);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      products += dxhat[i] * xhat[i];
+      gradients += dxhat[i];
+    }
+  });
+  const float width = static_cast<float>(cols);
+  const float mean_product = block_reduce<kThreads>(products, Add{}) / width;
+  const float mean_gradient = in.mean ? block_reduce<kThreads>(gradients, Add{}) / width : 0.0f;
+  for_packs<N>(cols, [&](std::int64_t n) {
+    load(n, xhat, dxhat);
+    float result[N];
+    if (accumulate) dx.load(m, n, result);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float value = rstd * (dxhat[i] - mean_product * xhat[i] - mean_gradient);
+      result[i] = accumulate ? result[i] + value : value;
+    }
+    dx.store(m, n, result);
+  });
+}
+
+float* floats_of(const Tensor& tensor) {
+  return tensor ? tensor.data<float>() : nullptr;
+}
+
+struct ForwardArguments {
+  const char* name;
+  const Tensor &x, &gain, &bias, &mean, &rstd;
+  bool centred;
+};
+
+/// Statistics that the caller does not want go to temporary memory.
+void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backend& backend, Stream stream) {
+  const std::int64_t rows = norm.x.rows(), cols = norm.x.cols();
+  const Tensor rstd = norm.rstd ? norm.rstd : backend.allocate(DType::f32, {rows});
+  const Tensor mean = norm.mean || !norm.centred ? norm.mean : backend.allocate(DType::f32, {rows});
+  const bool pack = packs(norm.x);
+  with_real(norm.x.dtype(), [&]<typename T>(T) {
+    const Matrix<T> x = matrix_of<T>(norm.x);
+    const auto statistics = pack ? norm_statistics<kPack, T> : norm_statistics<1, T>;
+    launch(norm.name, statistics, {rows, kThreads}, stream, x, cols, epsilon, norm.centred, floats_of(mean),
+           rstd.data<float>());
+    produce<T, 1>(
+        norm.name,
+        Normed<T>{x, norm.gain.data<float>(), floats_of(norm.bias), floats_of(mean), rstd.data<float>()}, {y},
+        rows, cols, pack, stream);
+  });
+}
+
+struct BackwardArguments {
+  const char* name;
+  const Tensor &dy, &x, &gain, &mean, &rstd, &dx, &dgain, &dbias;
+};
+
+void backward(const BackwardArguments& norm, bool accumulate_dx, Backend& backend, Stream stream) {
+  const std::int64_t rows = norm.x.rows(), cols = norm.x.cols();
+  // RMSNorm has no bias; its sums of dy go nowhere.
+  const Tensor dbias = norm.dbias ? norm.dbias : backend.allocate(DType::f32, {cols});
+  with_real(norm.x.dtype(), [&]<typename T>(T) {
+    const NormGradient<T> in{matrix_of<T>(norm.dy), matrix_of<T>(norm.x), norm.gain.data<float>(),
+                             floats_of(norm.mean), norm.rstd.data<float>()};
+    const auto kernel = all_pack({norm.dy, norm.x, norm.dx}) ? norm_backward<kPack, T> : norm_backward<1, T>;
+    launch(norm.name, kernel, {rows, kThreads}, stream, in, cols, accumulate_dx, matrix_of<T>(norm.dx));
+    add_column_sums<2>(norm.name, in, rows, cols, {norm.dgain.data<float>(), dbias.data<float>()}, backend,
+                       stream);
+  });
+}
+
+}  // namespace
+
+void DeviceBackend::rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+                             const Tensor& rstd) {
+  check_norm("rms_norm", x, gain, {}, y, {}, rstd);
+  forward({"rms_norm", x, gain, {}, {}, rstd, false}, epsilon, y, *this, stream());
+}
+
+void DeviceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
+                                      const Tensor& rstd, bool accumulate_dx, const Tensor& dx,
+                                      const Tensor& dgain) {
+  check_norm_backward("rms_norm_backward", dy, x, gain, {}, rstd, dx, dgain, {});
+  backward({"rms_norm_backward", dy, x, gain, {}, rstd, dx, dgain, {}}, accumulate_dx, *this, stream());
+}
+
+void DeviceBackend::layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+                               const Output& y, const Tensor& mean, const Tensor& rstd) {
+  check_norm("layer_norm", x, gain, bias, y, mean, rstd);
+  forward({"layer_norm", x, gain, bias, mean, rstd, true}, epsilon, y, *this, stream());
+}
+
+void DeviceBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
+                                        const Tensor& mean, const Tensor& rstd, bool accumulate_dx,
+                                        const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
+  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, dx, dgain, dbias);
+  backward({"layer_norm_backward", dy, x, gain, mean, rstd, dx, dgain, dbias}, accumulate_dx, *this,
+           stream());
+}
+
+}  // namespace quaver::cuda

@@ -1,0 +1,188 @@
+#include "ops/cuda/curves.cuh"
+#include "ops/cuda/device_backend.h"
+#include "ops/cuda/produce.cuh"
+
+namespace quaver::cuda {
+namespace {
+
+template <typename T>
+struct Identity {
+  Matrix<T> x;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    x.load(m, n, result[0]);
+  }
+};
+
+template <typename T>
+struct SumOfTwo {
+  Matrix<T> a, b;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float x[N], y[N];
+    a.load(m, n, x);
+    b.load(m, n, y);
+#pragma unroll
+    for (int i = 0; i < N; ++i) result[0][i] = x[i] + y[i];
+  }
+};
+
+/// curve(g) u, or curve(g) where there is no u.
+template <typename T>
+struct Gated {
+  Curve curve;
+  Matrix<T> g, u;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float x[N], y[N];
+    g.load(m, n, x);
+    if (u.data) u.load(m, n, y);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float value = evaluate(curve, x[i]).value;
+      result[0][i] = u.data ? value * y[i] : value;
+    }
+  }
+};
+
+/// d u curve'(g), and d curve(g).
+template <typename T>
+struct GatedBackward {
+  Curve curve;
+  Matrix<T> d, g, u;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[2][N]) const {
+    float dy[N], x[N], y[N];
+    d.load(m, n, dy);
+    g.load(m, n, x);
+    u.load(m, n, y);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const ValueAndSlope at = evaluate(curve, x[i]);
+      result[0][i] = dy[i] * y[i] * at.slope;
+      result[1][i] = dy[i] * at.value;
+    }
+  }
+};
+
+/// d curve'(g).
+template <typename T>
+struct CurveBackward {
+  Curve curve;
+  Matrix<T> d, g;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float dy[N], x[N];
+    d.load(m, n, dy);
+    g.load(m, n, x);
+#pragma unroll
+    for (int i = 0; i < N; ++i) result[0][i] = dy[i] * evaluate(curve, x[i]).slope;
+  }
+};
+
+/// curve(g) o with one gate for `width` columns of o.
+template <typename T>
+struct HeadGate {
+  Curve curve;
+  Matrix<T> g, o;
+  std::int64_t width;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float y[N];
+    o.load(m, n, y);
+#pragma unroll
+    for (int i = 0; i < N; ++i) result[0][i] = y[i] * evaluate(curve, g(m, (n + i) / width)).value;
+  }
+};
+
+constexpr int kHeadsPerBlock = 8;
+
+/// One warp per row and head.
+template <typename T>
+__global__ void head_gate_backward(Curve curve, Matrix<T> dy, Matrix<T> o, Matrix<T> g, Matrix<T> d_o,
+                                   Matrix<T> dg, std::int64_t rows, std::int64_t heads, std::int64_t width) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kHeadsPerBlock + threadIdx.x / 32;
+  if (index >= rows * heads) return;
+  const std::int64_t m = index / heads, head = index % heads;
+  const ValueAndSlope at = evaluate(curve, g(m, head));
+  float sum = 0;
+  for (std::int64_t n = head * width + threadIdx.x % 32; n < (head + 1) * width; n += 32) {
+    const float d = dy(m, n);
+    sum += d * o(m, n) * at.slope;
+    *d_o.address(m, n) = round_as<T>(d * at.value);
+  }
+  sum = warp_reduce(sum, Add{});
+  if (threadIdx.x % 32 == 0) *dg.address(m, head) = round_as<T>(sum);
+}
+
+}  // namespace
+
+void DeviceBackend::cast(const Tensor& x, const Output& output) {
+  check_cast(x, output);
+  with_real(x.dtype(), [&]<typename T>(T) {
+    produce<T, 1>("cast", Identity<T>{matrix_of<T>(x)}, {output}, x.rows(), x.cols(), packs(x), stream());
+  });
+}
+
+void DeviceBackend::add(const Tensor& a, const Tensor& b, const Tensor& out) {
+  check_add(a, b, out);
+  with_real(a.dtype(), [&]<typename T>(T) {
+    produce<T, 1>("add", SumOfTwo<T>{matrix_of<T>(a), matrix_of<T>(b)}, {Output{out, {}, {}}}, a.rows(),
+                  a.cols(), all_pack({a, b}), stream());
+  });
+}
+
+void DeviceBackend::activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) {
+  check_activation(kind, gate, up, h);
+  const Tensor& g = kind == Activation::gelu ? up : gate;
+  const Tensor u = kind == Activation::gelu ? Tensor() : up;
+  with_real(up.dtype(), [&]<typename T>(T) {
+    produce<T, 1>("activation", Gated<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(u)}, {h}, up.rows(),
+                  up.cols(), all_pack({g, u}), stream());
+  });
+}
+
+void DeviceBackend::activation_backward(Activation kind, const Tensor& dh, const Tensor& gate,
+                                        const Tensor& up, const Output& dgate, const Output& dup) {
+  check_activation_backward(kind, dh, gate, up, dgate, dup);
+  with_real(up.dtype(), [&]<typename T>(T) {
+    const Matrix<T> d = matrix_of<T>(dh), u = matrix_of<T>(up);
+    if (kind == Activation::gelu) {
+      return produce<T, 1>("activation_backward", CurveBackward<T>{Curve::gelu, d, u}, {dup}, up.rows(),
+                           up.cols(), all_pack({dh, up}), stream());
+    }
+    produce<T, 2>("activation_backward", GatedBackward<T>{curve_of(kind), d, matrix_of<T>(gate), u},
+                  {dgate, dup}, up.rows(), up.cols(), all_pack({dh, gate, up}), stream());
+  });
+}
+
+void DeviceBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) {
+  check_gate(o, g, y);
+  with_real(o.dtype(), [&]<typename T>(T) {
+    if (o.cols() == g.cols()) {
+      return produce<T, 1>("gate", Gated<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o)}, {y}, o.rows(),
+                           o.cols(), all_pack({o, g}), stream());
+    }
+    produce<T, 1>("gate", HeadGate<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o), o.cols() / g.cols()},
+                  {y}, o.rows(), o.cols(), packs(o), stream());
+  });
+}
+
+void DeviceBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
+                                  const Tensor& d_o, const Tensor& dg) {
+  check_gate_backward(dy, o, g, d_o, dg);
+  with_real(o.dtype(), [&]<typename T>(T) {
+    if (o.cols() == g.cols()) {
+      return produce<T, 2>(
+          "gate_backward",
+          GatedBackward<T>{curve_of(kind), matrix_of<T>(dy), matrix_of<T>(g), matrix_of<T>(o)},
+          {Output{dg, {}, {}}, Output{d_o, {}, {}}}, o.rows(), o.cols(), all_pack({dy, o, g}), stream());
+    }
+    launch("gate_backward", head_gate_backward<T>,
+           {blocks_for(g.rows() * g.cols(), kHeadsPerBlock), 32 * kHeadsPerBlock}, stream(), curve_of(kind),
+           matrix_of<T>(dy), matrix_of<T>(o), matrix_of<T>(g), matrix_of<T>(d_o), matrix_of<T>(dg), g.rows(),
+           g.cols(), o.cols() / g.cols());
+  });
+}
+
+}  // namespace quaver::cuda

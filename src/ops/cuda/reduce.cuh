@@ -1,0 +1,47 @@
+/// Sums and maxima over the threads of a warp or block, in an order that only the number of threads
+/// determines.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cuda/launch.h"
+
+namespace quaver::cuda {
+
+struct Add {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Largest {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+/// Every lane gets the result.
+template <typename T, typename Combine>
+__device__ T warp_reduce(T value, const Combine& combine) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
+/// Over a block of kThreads (a multiple of 32, a one-dimensional block); every thread gets the result. Called
+/// by all threads of the block.
+template <int kThreads, typename T, typename Combine>
+__device__ T block_reduce(T value, const Combine& combine) {
+  __shared__ T of_warp[kThreads / 32];
+  const int thread = static_cast<int>(threadIdx.x);
+  value = warp_reduce(value, combine);
+  __syncthreads();  // the previous reduction has been read
+  if (thread % 32 == 0) of_warp[thread / 32] = value;
+  __syncthreads();
+  T result = of_warp[0];
+#pragma unroll
+  for (int warp = 1; warp < kThreads / 32; ++warp) result = combine(result, of_warp[warp]);
+  return result;
+}
+
+}  // namespace quaver::cuda
