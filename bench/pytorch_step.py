@@ -1,9 +1,9 @@
-"""Whole training steps on the CPU: Quaver beside PyTorch (BF16 autocast), the same model, in alternation.
+"""Whole training steps: Quaver beside PyTorch (BF16 autocast), the same model, in alternation.
 
-usage: pytorch_step.py --quaver PROGRAM --config RUN.toml [--micro-batch B] [--context T] [--rounds N] [--threads N]
+usage: pytorch_step.py --quaver PROGRAM --config RUN.toml [--micro-batch B] [--context T] [--rounds N] [--threads N] [--device cpu|cuda]
 
 The model is written with torch.nn and scaled_dot_product_attention (softmax written out where PyTorch is older than 2.0),
-AdamW, clipping, cross entropy; eager, and compiled where torch.compile exists. Each round runs `quaver bench step` and
+AdamW (fused on a GPU), clipping, cross entropy; eager, and compiled where torch.compile exists. Each round runs `quaver bench step` and
 each PyTorch variant as a process of its own, one after the other. Prints medians of tokens per second and the ratios.
 Needs a Python (3.11 or later) with PyTorch; says so and ends with status 2 when there is none.
 """
@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 
 
-def train_steps(model_config, batch, length, threads, compiled, steps):
+def train_steps(model_config, batch, length, threads, device, compiled, steps):
     """Seconds of each training step of the PyTorch model; the first, which warms up, is left out."""
     import torch
     from torch import nn
@@ -90,19 +90,23 @@ def train_steps(model_config, batch, length, threads, compiled, steps):
             logits = F.linear(self.norm(x), self.embedding.weight)
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    model = Model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    model = Model().to(device)
+    fused = {"fused": True} if device == "cuda" else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **fused)
     forward = torch.compile(model) if compiled else model
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
     for _ in range(steps + 1):
-        tokens = torch.randint(vocab, (batch, length + 1))
+        tokens = torch.randint(vocab, (batch, length + 1), device=device)
+        wait()
         begin = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             loss = forward(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        wait()
         seconds.append(time.perf_counter() - begin)
     return seconds[1:]
 
@@ -111,12 +115,13 @@ def child(arguments, variant, config, batch, length):
     """Tokens per second of one PyTorch variant in a process of its own."""
     command = [sys.executable, __file__, "--child", variant, "--config", arguments.config, "--quaver", arguments.quaver]
     command += ["--micro-batch", str(batch), "--context", str(length), "--threads", str(arguments.threads)]
+    command += ["--device", arguments.device]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return batch * length / statistics.median(json.loads(output))
 
 
 def quaver(arguments, batch, length):
-    command = [arguments.quaver.resolve(), "bench", "step", arguments.config, f"threads={arguments.threads}", "--json"]
+    command = [arguments.quaver.resolve(), "bench", "step", arguments.config, f"threads={arguments.threads}", f"backend=\"{arguments.device}\"", "--json"]
     command += ["--micro-batch", str(batch), "--context", str(length), "--steps", "3"]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {f"quaver {name}": result[name]["tokens_per_s"] for name in ("fp8", "bf16")}
@@ -130,6 +135,7 @@ def main():
     parser.add_argument("--context", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--child", choices=["eager", "compiled"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = tomllib.loads(arguments.config.read_text())
@@ -137,7 +143,7 @@ def main():
     length = arguments.context or config["model"]["context"]
     if arguments.child:
         compiled = arguments.child == "compiled"
-        print(json.dumps(train_steps(config["model"], batch, length, arguments.threads, compiled, 3)))
+        print(json.dumps(train_steps(config["model"], batch, length, arguments.threads, arguments.device, compiled, 3)))
         return 0
     try:
         import torch
@@ -151,7 +157,7 @@ def main():
         measured |= {f"pytorch {name}": child(arguments, name, config, batch, length) for name in variants}
         for name, rate in measured.items():
             rates.setdefault(name, []).append(rate)
-    print(f"PyTorch {torch.__version__}, {arguments.threads} threads, micro-batch {batch} x {length}, {arguments.rounds} rounds")
+    print(f"PyTorch {torch.__version__}, {arguments.device}, {arguments.threads} threads, micro-batch {batch} x {length}, {arguments.rounds} rounds")
     best = max(statistics.median(rates[f"pytorch {name}"]) for name in variants)
     for name, values in rates.items():
         rate = statistics.median(values)

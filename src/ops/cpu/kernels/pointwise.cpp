@@ -78,14 +78,21 @@ template <Curve curve, typename T>
       return Gradients{to_slope * at.slope, gradient * at.value};
     };
     std::int64_t done = 0;
+#if defined(__AVX512BF16__)
     if constexpr (kHasPairs<T>) {
-      for (; done + kPairLanes <= extent.cols; done += kPairLanes) {
-        const Gradients low = gradients_at(done, Full{});
-        const Gradients high = gradients_at(done + kLanes, Full{});
-        dg_producer.store_pair(row, done, low.dg, high.dg);
-        if (u.data != nullptr) du_producer.store_pair(row, done, low.du, high.du);
-      }
+      Halves dg_run[kRunPairs], du_run[kRunPairs];
+      done = for_runs(extent.cols, [&](std::int64_t begin, std::int64_t pairs) {
+        for (std::int64_t i = 0; i < pairs; ++i) {
+          const Gradients low = gradients_at(begin + i * kPairLanes, Full{});
+          const Gradients high = gradients_at(begin + i * kPairLanes + kLanes, Full{});
+          dg_run[i] = to_halves(low.dg, high.dg);
+          if (u.data != nullptr) du_run[i] = to_halves(low.du, high.du);
+        }
+        dg_producer.store_run(row, begin, dg_run, pairs);
+        if (u.data != nullptr) du_producer.store_run(row, begin, du_run, pairs);
+      });
     }
+#endif
     for_vectors(extent.cols - done, [&](std::int64_t i, auto lanes) {
       const Gradients at = gradients_at(done + i, lanes);
       dg_producer.store(row, done + i, at.dg, lanes);

@@ -60,6 +60,21 @@ struct Fp8Encoder {
   }
 };
 
+#if defined(__AVX512BF16__)
+/// Results are computed and then encoded in runs: both at once need more registers than there are.
+constexpr std::int64_t kRunPairs = 32;
+
+/// Calls body(column, pairs) for the runs of a row of `count` columns; returns where the tail begins.
+template <typename F>
+[[gnu::always_inline]] inline std::int64_t for_runs(std::int64_t count, F body) {
+  const std::int64_t all = count / kPairLanes;
+  for (std::int64_t done = 0; done < all; done += kRunPairs) {
+    body(done * kPairLanes, all - done < kRunPairs ? all - done : kRunPairs);
+  }
+  return all * kPairLanes;
+}
+#endif
+
 template <typename T>
 class Producer {
  public:
@@ -73,11 +88,14 @@ class Producer {
     std::int64_t done = 0;
 #if defined(__AVX512BF16__)
     if constexpr (kHasPairs<T>) {
-      for (; done + kPairLanes <= count; done += kPairLanes) {
-        const f32x16 low = result_of(done, Full{});
-        const f32x16 high = result_of(done + kLanes, Full{});
-        store_pair(row, begin + done, low, high);
-      }
+      Halves results[kRunPairs];
+      done = for_runs(count, [&](std::int64_t at, std::int64_t pairs) {
+        for (std::int64_t i = 0; i < pairs; ++i) {
+          const std::int64_t col = at + i * kPairLanes;
+          results[i] = to_halves(result_of(col, Full{}), result_of(col + kLanes, Full{}));
+        }
+        store_run(row, begin + at, results, pairs);
+      });
     }
 #endif
     for_vectors(count - done, [&](std::int64_t i, auto lanes) {
@@ -86,9 +104,10 @@ class Producer {
   }
 
 #if defined(__AVX512BF16__)
-  /// kPairLanes results; only where kHasPairs<T>.
-  [[gnu::always_inline]] void store_pair(std::int64_t row, std::int64_t col, f32x16 low, f32x16 high) {
-    store_halves(row, col, to_halves(low, high));
+  /// `pairs` times kPairLanes results; only where kHasPairs<T>.
+  [[gnu::always_inline]] void store_run(std::int64_t row, std::int64_t col, const Halves* x,
+                                        std::int64_t pairs) {
+    for (std::int64_t i = 0; i < pairs; ++i) store_halves(row, col + i * kPairLanes, x[i]);
   }
 
   /// kPairLanes numbers that are BF16 in memory; only where kHasPairs<Bf16>.

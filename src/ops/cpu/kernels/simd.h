@@ -1,6 +1,6 @@
 /// Vectors of 16 lanes for kernels, with the same bits at every instruction-set level: each operation is one
-/// IEEE operation per lane, nothing is fused (the build says -ffp-contract=off), and horizontal sums have one
-/// fixed order.
+/// IEEE operation per lane, nothing is fused but by fused_multiply_add (the build says -ffp-contract=off), and
+/// horizontal sums have one fixed order.
 ///
 /// For kernel files only. Everything is in an anonymous namespace and inlined, so that code compiled for one
 /// level never serves another.
@@ -212,6 +212,31 @@ template <typename V, typename F>
   });
 }
 
+/// a * b + c, rounded once. Levels without the instruction call the C library for every lane.
+[[gnu::always_inline]] inline f32x16 fused_multiply_add(f32x16 a, f32x16 b, f32x16 c) {
+  return for_parts<f32x16>([&](int p) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<NativeF32>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a.part[p]),
+                                                       reinterpret_cast<__m512>(b.part[p]),
+                                                       reinterpret_cast<__m512>(c.part[p])));
+#elif defined(__AVX2__)
+    return reinterpret_cast<NativeF32>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a.part[p]),
+                                                       reinterpret_cast<__m256>(b.part[p]),
+                                                       reinterpret_cast<__m256>(c.part[p])));
+#else
+    NativeF32 r;
+    for (int i = 0; i < kNativeLanes; ++i) r[i] = __builtin_fmaf(a.part[p][i], b.part[p][i], c.part[p][i]);
+    return r;
+#endif
+  });
+}
+[[gnu::always_inline]] inline f32x16 fused_multiply_add(f32x16 a, float b, f32x16 c) {
+  return fused_multiply_add(a, f32s(b), c);
+}
+[[gnu::always_inline]] inline f32x16 fused_multiply_add(f32x16 a, float b, float c) {
+  return fused_multiply_add(a, f32s(b), f32s(c));
+}
+
 // ---- memory; any alignment ----
 
 // Typed accesses without alignment: g++ splits a memcpy of 32 bytes into pieces.
@@ -393,17 +418,17 @@ template <typename F>
   // Beyond these bounds the result is 0 or inf anyway. NaN fails both comparisons and stays.
   x = max(f32s(-104.0f), min(f32s(89.0f), x));
   // n = round(x / ln 2): adding 1.5 * 2^23 leaves it in the low bits of the mantissa.
-  const f32x16 shifted = x * 1.44269504f + 12582912.0f;
+  const f32x16 shifted = fused_multiply_add(x, 1.44269504f, 12582912.0f);
   const f32x16 n_float = shifted - 12582912.0f;
-  // ln 2 in two parts, the first with 9 bits, so that its product with n is exact.
-  const f32x16 r = (x - n_float * 0.693359375f) - n_float * -2.12194440e-4f;
-  // (e^r - 1 - r) / r^2 on |r| <= ln(2)/2 (Cephes expf, S. Moshier).
-  f32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const f32x16 e = (p * (r * r) + r) + 1.0f;
+  // ln 2 in two parts, the first exact in FP32.
+  const f32x16 r = fused_multiply_add(n_float, 2.12194440e-4f, fused_multiply_add(n_float, -0.693359375f, x));
+  // (e^r - 1 - r) / r^2 on |r| <= ln(2)/2 (Cephes expf, S. Moshier), summed in pairs: a short chain.
+  const f32x16 r2 = r * r;
+  const f32x16 high = fused_multiply_add(r, 1.9875691500e-4f, 1.3981999507e-3f);
+  const f32x16 middle = fused_multiply_add(r, 8.3334519073e-3f, 4.1665795894e-2f);
+  const f32x16 low = fused_multiply_add(r, 1.6666665459e-1f, 5.0000001201e-1f);
+  const f32x16 p = fused_multiply_add(fused_multiply_add(high, r2, middle), r2, low);
+  const f32x16 e = fused_multiply_add(p, r2, r) + 1.0f;
 #if defined(__AVX512F__)
   return {reinterpret_cast<NativeF32>(_mm512_maskz_scalef_ps(0xFFFF, reinterpret_cast<__m512>(e.part[0]),
                                                              reinterpret_cast<__m512>(n_float.part[0])))};
