@@ -135,7 +135,9 @@ void DeviceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, 
   product.left = factor(a, kind == Gemm::wgrad, left);
   product.right = factor(b, kind != Gemm::fprop, right);
   if (library_ && size.k > 0) {
-    if (!bias && library_->multiply(product, *this)) return;
+    // Some of the library's algorithms round the product to BF16 before they add it to a BF16 result.
+    const bool rounds_twice = accumulate && out.dtype() == DType::bf16;
+    if (!bias && !rounds_twice && library_->multiply(product, *this)) return;
     if (multiply_padded(product, bias, accumulate)) return;
   }
   launch_plain_product(product, bias ? bias.data<float>() : nullptr, stream());
