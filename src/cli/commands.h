@@ -40,6 +40,11 @@ struct InspectArguments {
 };
 int inspect(const InspectArguments& arguments);
 
+struct DoctorArguments {
+  bool json = false;
+};
+int doctor(const DoctorArguments& arguments);
+
 struct BenchStepArguments {
   std::string config;  ///< a run file, or a run folder
   std::vector<std::string> overrides;

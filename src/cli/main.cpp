@@ -66,6 +66,13 @@ void add_inspect(CLI::App& app, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }
 
+void add_doctor(CLI::App& app, Command& chosen) {
+  CLI::App* command = app.add_subcommand("doctor", "What this machine has, and what a run would use");
+  auto arguments = std::make_shared<DoctorArguments>();
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return doctor(*arguments); }; });
+}
+
 int fail_with(int exit_code, const std::string& message) {
   std::fflush(stdout);
   fmt::print(stderr, "quaver: error: {}\n", message);
@@ -109,6 +116,7 @@ int run(int argc, char** argv) {
   add_sample(app, chosen);
   add_inspect(app, chosen);
   add_bench(app, chosen);
+  add_doctor(app, chosen);
   app.allow_extras();  // an unknown command is reported below; the commands themselves take no extras
   try {
     app.parse(argc, argv);

@@ -67,6 +67,25 @@ TEST_F(ProgramTest, HelpIsNoError) {
     EXPECT_TRUE(contains(result.out, command));
 }
 
+TEST_F(ProgramTest, TheDoctorSaysWhatThereIsAndWhatToUse) {
+  const ProgramResult result = run_program({"doctor", "--json"}, "export QUAVER_ISA=baseline");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json facts = json::parse(result.out);
+  ASSERT_EQ(facts.at("backends").size(), 3u);
+  const json& cpu = facts.at("backends").at(1);
+  EXPECT_EQ(cpu.at("backend"), "cpu");
+  EXPECT_EQ(cpu.at("usable"), true);
+  EXPECT_EQ(cpu.at("devices").at(0).at("details").at("instruction-set level"), "baseline");
+  EXPECT_EQ(cpu.at("devices").at(0).at("types").at("bf16").at("native"), false);
+  const json& cuda = facts.at("backends").at(2);
+  EXPECT_EQ(cuda.at("usable"), cuda.at("missing") == "");
+  EXPECT_EQ(facts.at("recommended").at("backend"), cuda.at("usable") == true ? "cuda" : "cpu");
+  const std::string text = run_program({"doctor"}).out;
+  for (const char* part : {"instruction-set level", "threads", "memory", "e4m3", "cuda  ", "train here with"})
+    EXPECT_TRUE(contains(text, part)) << part << " in: " << text;
+  expect_error(run_program({"doctor", "please"}), 2, {"please"});
+}
+
 TEST_F(ProgramTest, ConfigurationsAreChecked) {
   expect_error(train({"train.stepz=3"}), 2, {"train.stepz", "train.steps"});
   expect_error(train({"train.steps=many"}), 2, {"train.steps", "expected", "many"});
