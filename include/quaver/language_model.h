@@ -65,8 +65,6 @@ class LanguageModel : public Module {
   void backward(Context& context, Saved& saved, const Output& dlogits);
 
   KvCache make_cache(std::int64_t capacity, DType dtype);
-  /// false keeps lm_head in high precision inside an enabled Autocast.
-  void set_fp8_lm_head(bool enabled) { fp8_lm_head_ = enabled; }
 
   void visit(const std::string& name, ModuleVisitor& visitor) override;
   const ModelConfig& config() const { return config_; }
@@ -81,7 +79,6 @@ class LanguageModel : public Module {
   std::vector<std::unique_ptr<Block>> blocks_;
   std::unique_ptr<Norm> final_norm_;
   std::unique_ptr<Linear> lm_head_;
-  bool fp8_lm_head_ = true;
 };
 
 }  // namespace quaver

@@ -4,8 +4,10 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "quaver/autocast.h"
+#include "quaver/gemm_policy.h"
 #include "quaver/module.h"
 #include "quaver/scaling.h"
 
@@ -36,15 +38,25 @@ class Linear : public Module {
   /// with its owner (a tied head) and not visited here. The backend must outlive the module.
   Linear(Backend& backend, const Options& options, std::shared_ptr<Parameter> weight = nullptr);
 
-  /// What forward keeps for backward: under FP8 the input as its bytes.
+  /// What forward keeps for backward: the input for wgrad and the weight for dgrad, each in the one form in which that
+  /// GEMM reads it.
   struct Saved;
+
+  /// Which of its GEMMs run in FP8 inside an enabled scope; at first all. Operands are cast only for the GEMMs that
+  /// read them in FP8, and kept in high precision only for those that do not. Set it between a backward and the
+  /// next forward, for modules that share an input all at once.
+  void set_policy(const GemmPolicies& policy) { *policy_ = policy; }
+  const GemmPolicies& policy() const { return *policy_; }
+  /// How many modules read one and the same input: this one, and those that share with it.
+  std::int64_t input_readers() const { return static_cast<std::int64_t>(input_readers_->size()); }
 
   /// Both read one tensor, which is quantised once: this module's input slot is the leader's. Call before the
   /// first forward.
   void share_input_of(Linear& leader);
 
   /// Where the producer of x [rows, in_features] should write it under the context's precision: FP8 bytes
-  /// with this module's input quantizer, or high precision.
+  /// with this module's input quantizer, high precision, or both, as the GEMMs that will read it ask (wgrad only
+  /// while gradients are enabled; siblings included).
   Output make_input(Context& context, std::int64_t rows);
   /// The same for an x that exists in high precision: casts it if the context asks for FP8.
   Output cast_input(Context& context, const Tensor& x);
@@ -76,14 +88,24 @@ class Linear : public Module {
 
  private:
   /// The weight in a compute precision, kept until the master changes.
+  template <typename T>
   struct WeightCopy {
-    QuantizedTensor quantized;
-    Tensor real;
+    T copy;
     std::uint64_t version = 0;
     DType dtype = DType::f32;
     bool staged = false;  ///< its amax was staged: a copy made by evaluation does not serve training
   };
-  const WeightCopy& weight_copy(Context& context);
+  /// The forms in which an operand is read.
+  struct Forms {
+    bool fp8 = false, real = false;
+    void add(bool in_fp8) { (in_fp8 ? fp8 : real) = true; }
+  };
+  /// Which GEMMs run in FP8 now: those of the policy in an enabled scope, none elsewhere.
+  std::array<bool, 3> gemms_in_fp8(const Context& context) const;
+  Forms input_forms(const Context& context) const;
+  const QuantizedTensor& fp8_weight(Context& context);
+  const Tensor& real_weight(Context& context);
+  void drop_unread_weights(const Forms& read);
   Tensor full_bias();
 
   Backend& backend_;
@@ -92,8 +114,12 @@ class Linear : public Module {
   bool owns_weight_;
   std::unique_ptr<Parameter> bias_;
   Linear* input_leader_ = nullptr;
+  std::shared_ptr<GemmPolicies> policy_;
+  /// The policies of all modules that read this one's input, itself included; one list for all of them.
+  std::shared_ptr<std::vector<std::shared_ptr<const GemmPolicies>>> input_readers_;
   Fp8State fp8_;
-  WeightCopy weight_copy_;
+  WeightCopy<QuantizedTensor> fp8_weight_;
+  WeightCopy<Tensor> real_weight_;
   Tensor full_bias_;
   std::uint64_t full_bias_version_ = 0;
   std::int64_t weight_casts_ = 0;
@@ -101,11 +127,15 @@ class Linear : public Module {
 
 struct Linear::Saved {
   std::int64_t rows = 0;
-  Tensor x;               ///< high precision, when the forward ran so
-  QuantizedTensor x_fp8;  ///< the bytes, when it ran in FP8
-  Tensor w;
-  QuantizedTensor w_fp8;
-  std::optional<Recipe> recipe;
+  std::array<bool, 3> in_fp8{};  ///< which GEMMs run in FP8, as it was in forward
+  Tensor x;                      ///< for a wgrad in high precision
+  QuantizedTensor x_fp8;         ///< for a wgrad in FP8
+  Tensor w;                      ///< for a dgrad in high precision
+  QuantizedTensor w_fp8;         ///< for a dgrad in FP8
+  std::optional<Recipe> recipe;  ///< of the scope, if any GEMM follows it
+
+  bool reads_fp8_gradient() const { return in_fp8[1] || in_fp8[2]; }
+  bool reads_real_gradient() const { return !in_fp8[1] || !in_fp8[2]; }
 };
 
 }  // namespace quaver

@@ -11,6 +11,7 @@ namespace quaver::cli {
 struct TrainArguments {
   std::string config;
   std::vector<std::string> overrides;
+  bool strict_fp8 = false;
   bool json = false;
 };
 int train(const TrainArguments& arguments);

@@ -20,8 +20,9 @@ void print_linear(const LinearState& state) {
   fmt::print("{}  {}\n", state.name, state.recipe ? describe(*state.recipe) : "no FP8 state");
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
     const GemmRecord& gemm = state.gemms[i];
-    fmt::print("  {:<11}  {:<20}  {} times in FP8, {} not\n", kGemmNames[i], types_of(gemm), gemm.fp8_runs,
-               gemm.other_runs);
+    const GemmPolicy& policy = state.policy[i];
+    fmt::print("  {:<11}  {:<20}  {} times in FP8, {} not{}\n", kGemmNames[i], types_of(gemm), gemm.fp8_runs,
+               gemm.other_runs, policy.fp8 ? "" : ": " + policy.why_not);
   }
   if (!state.recipe) return;
   for (const auto& [name, member] : kSlots) {
@@ -40,6 +41,7 @@ ordered_json to_json(const LinearState& state) {
     const GemmRecord& gemm = state.gemms[i];
     json[kGemmNames[i]] = {
         {"types", types_of(gemm)}, {"fp8_runs", gemm.fp8_runs}, {"other_runs", gemm.other_runs}};
+    if (!state.policy[i].fp8) json[kGemmNames[i]]["why_not_fp8"] = state.policy[i].why_not;
   }
   if (!state.recipe) return json;
   json["owns_input"] = state.owns_input;

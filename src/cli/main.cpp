@@ -20,6 +20,8 @@ void add_train(CLI::App& app, Command& chosen) {
   auto arguments = std::make_shared<TrainArguments>();
   command->add_option("config", arguments->config, "run file")->required()->type_name("RUN.toml");
   command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_flag("--strict-fp8", arguments->strict_fp8,
+                    "fail if a product that should run in FP8 did not");
   command->add_flag("--json", arguments->json, "print the result as one JSON object");
   command->callback([=, &chosen] { chosen = [=] { return train(*arguments); }; });
 }

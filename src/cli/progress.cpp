@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "cli/format.h"
+#include "train/fp8_policy.h"
 
 namespace quaver::cli {
 namespace {
@@ -54,8 +55,8 @@ std::string progress_line(const StepReport& report, std::int64_t steps, double f
   return line + fmt::format(" | {:.0f} ms | eta {}", report.seconds * 1e3, duration(eta_seconds));
 }
 
-Progress::Progress(const RunConfig& config, double peak)
-    : config_(config), peak_(peak), terminal_(::isatty(STDERR_FILENO) == 1) {}
+Progress::Progress(const RunConfig& config, double peak, bool strict_fp8)
+    : config_(config), peak_(peak), terminal_(::isatty(STDERR_FILENO) == 1), strict_fp8_(strict_fp8) {}
 
 Progress::~Progress() {
   if (line_is_open_) std::fputc('\n', stderr);
@@ -68,6 +69,11 @@ void Progress::started(const RunStart& start) {
                    with_prefix(static_cast<double>(start.train_tokens)),
                    with_prefix(static_cast<double>(start.validation_tokens))),
        true);
+  for (const MeasuredLinears& measured : start.measured) show(describe(measured), true);
+}
+
+void Progress::gradients_ready(std::int64_t /*step*/, LanguageModel& model) {
+  if (strict_fp8_) require_strict_fp8(model);
 }
 
 void Progress::stepped(const StepReport& report) {

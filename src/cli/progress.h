@@ -15,13 +15,15 @@ std::string progress_line(const StepReport& report, std::int64_t steps, double f
 
 class Progress : public TrainingObserver {
  public:
-  /// `peak`: floating-point operations per second that MFU refers to; 0: unknown.
-  Progress(const RunConfig& config, double peak);
+  /// `peak`: floating-point operations per second that MFU refers to; 0: unknown. `strict_fp8`: a step in which a
+  /// product that should run in FP8 did not is an error, before its update.
+  Progress(const RunConfig& config, double peak, bool strict_fp8 = false);
   ~Progress() override;  ///< ends the live line
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   void started(const RunStart& start) override;
+  void gradients_ready(std::int64_t step, LanguageModel& model) override;
   void stepped(const StepReport& report) override;
   /// True once SIGINT or SIGTERM arrived (see catch_signals).
   bool stop_requested() override;
@@ -32,7 +34,7 @@ class Progress : public TrainingObserver {
   const RunConfig& config_;
   double peak_, flops_per_token_ = 0;
   double seconds_per_step_ = 0;  // running mean, for the time left
-  bool terminal_;
+  bool terminal_, strict_fp8_;
   bool line_is_open_ = false;
 };
 

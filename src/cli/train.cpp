@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/check.h"
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/peak.h"
@@ -57,9 +58,11 @@ void print_json(const RunConfig& config, const TrainingResult& result) {
 
 int train(const TrainArguments& arguments) {
   RunConfig config = load_run_config(arguments.config, arguments.overrides);
+  require(!arguments.strict_fp8 || config.precision == Precision::fp8,
+          "--strict-fp8: precision is \"{}\", in which nothing runs in FP8", name_of(config.precision));
   // So that the run folder can be evaluated from any working directory.
   config.data.path = std::filesystem::absolute(config.data.path).lexically_normal();
-  Progress progress(config, measure_peak(config, 0.2));
+  Progress progress(config, measure_peak(config, 0.2), arguments.strict_fp8);
   catch_signals();
   const TrainingResult result = run_training(config, progress);
   arguments.json ? print_json(config, result) : print_text(config, result);

@@ -94,8 +94,6 @@ Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved*
   if (saved) saved->tokens = tokens;
   if (cache) cache->length += tokens.length;
 
-  const Autocast head_scope(context, context.recipe() && fp8_lm_head_,
-                            context.recipe().value_or(DelayedScaling{}));
   const Output head_in = lm_head_->make_input(context, rows);
   final_norm_->forward(x, head_in, saved ? &saved->final_norm : nullptr);
   return lm_head_->forward(context, head_in, saved ? &saved->lm_head : nullptr);

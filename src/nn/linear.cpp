@@ -6,6 +6,9 @@
 namespace quaver {
 namespace {
 
+constexpr auto kFprop = static_cast<std::size_t>(Gemm::fprop), kDgrad = static_cast<std::size_t>(Gemm::dgrad),
+               kWgrad = static_cast<std::size_t>(Gemm::wgrad);
+
 std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length) {
   auto slot = std::make_shared<ScalingSlot>();
   slot->scale = backend.allocate(DType::f32, {1});
@@ -34,8 +37,24 @@ QuantizedTensor allocate_quantized(Backend& backend, DType format, std::int64_t 
   return q;
 }
 
-GemmOperand operand(const QuantizedTensor& quantized, const Tensor& real) {
-  return quantized.defined() ? GemmOperand(quantized) : GemmOperand(real);
+GemmOperand operand(bool in_fp8, const QuantizedTensor& quantized, const Tensor& real) {
+  return in_fp8 ? GemmOperand(quantized) : GemmOperand(real);
+}
+
+void require_form(bool fp8, bool real, const Output& operand, const char* name, const char* who) {
+  require(!fp8 || operand.quantized.defined(), "linear: {} reads its {} in fp8, which was not produced", who,
+          name);
+  require(!real || operand.values.defined(),
+          "linear: {} reads its {} in high precision, which was not produced", who, name);
+}
+
+void require_shape(const Output& operand, std::int64_t rows, std::int64_t cols, const char* name) {
+  for (const Tensor& present : {operand.quantized.bytes, operand.values}) {
+    require(!present || (present.shape().size() == 2 && present.cols() == cols &&
+                         (rows < 0 || present.rows() == rows)),
+            "linear: expected an {} of shape [{}, {}], found {}", name,
+            rows < 0 ? "rows" : std::to_string(rows), cols, to_string(present.shape()));
+  }
 }
 
 void record(GemmRecord& gemm, const GemmOperand& a, const GemmOperand& b, const Tensor& out) {
@@ -48,7 +67,12 @@ void record(GemmRecord& gemm, const GemmOperand& a, const GemmOperand& b, const 
 }  // namespace
 
 Linear::Linear(Backend& backend, const Options& options, std::shared_ptr<Parameter> weight)
-    : backend_(backend), options_(options), weight_(std::move(weight)), owns_weight_(weight_ == nullptr) {
+    : backend_(backend),
+      options_(options),
+      weight_(std::move(weight)),
+      owns_weight_(weight_ == nullptr),
+      policy_(std::make_shared<GemmPolicies>()),
+      input_readers_(std::make_shared<std::vector<std::shared_ptr<const GemmPolicies>>>(1, policy_)) {
   const auto [in, out, bias_begin, bias_count] = options;
   require(in > 0 && out > 0, "linear: expected positive features, found {} -> {}", in, out);
   require(bias_begin >= 0 && bias_count >= 0 && bias_begin + bias_count <= out,
@@ -65,6 +89,23 @@ void Linear::share_input_of(Linear& leader) {
           leader.options_.in_features, options_.in_features);
   input_leader_ = &leader;
   fp8_.owns_input = false;
+  leader.input_readers_->push_back(policy_);
+  input_readers_ = leader.input_readers_;
+}
+
+std::array<bool, 3> Linear::gemms_in_fp8(const Context& context) const {
+  std::array<bool, 3> fp8{};
+  for (std::size_t i = 0; i < fp8.size(); ++i) fp8[i] = context.recipe() && (*policy_)[i].fp8;
+  return fp8;
+}
+
+Linear::Forms Linear::input_forms(const Context& context) const {
+  Forms forms;
+  for (const auto& reader : *input_readers_) {
+    forms.add(context.recipe() && (*reader)[kFprop].fp8);
+    if (context.gradients_enabled()) forms.add(context.recipe() && (*reader)[kWgrad].fp8);
+  }
+  return forms;
 }
 
 void Linear::prepare_fp8(const Recipe& recipe) {
@@ -86,44 +127,56 @@ void Linear::prepare_fp8(const Recipe& recipe) {
 
 Output Linear::make_input(Context& context, std::int64_t rows) {
   Output x;
-  if (const auto& recipe = context.recipe()) {
-    prepare_fp8(*recipe);
-    const DType format = forward_dtype(*recipe);
+  const Forms forms = input_forms(context);
+  if (forms.fp8) {
+    const Recipe& recipe = *context.recipe();
+    prepare_fp8(recipe);
+    const DType format = forward_dtype(recipe);
     x.quantized = allocate_quantized(backend_, format, rows, options_.in_features);
     x.quantizer = make_quantizer(*fp8_.input, format, context.gradients_enabled());
-  } else {
-    x.values = backend_.allocate(context.high_precision(), {rows, options_.in_features});
   }
+  if (forms.real) x.values = backend_.allocate(context.high_precision(), {rows, options_.in_features});
   return x;
 }
 
 Output Linear::cast_input(Context& context, const Tensor& x) {
-  if (!context.recipe()) return Output{x, {}, {}};
+  const Forms forms = input_forms(context);
+  if (!forms.fp8) return Output{x, {}, {}};
   Output output = make_input(context, x.rows());
+  output.values = Tensor();
   backend_.cast(x, output);
+  if (forms.real) output.values = x;
   return output;
 }
 
-const Linear::WeightCopy& Linear::weight_copy(Context& context) {
-  const auto& recipe = context.recipe();
-  const DType dtype = recipe ? forward_dtype(*recipe) : context.high_precision();
-  const bool must_stage = recipe && context.gradients_enabled();
-  const bool current = weight_copy_.version == weight_->version && weight_copy_.dtype == dtype;
-  if (current && (weight_copy_.staged || !must_stage)) return weight_copy_;
-
-  WeightCopy copy{{}, {}, weight_->version, dtype, must_stage};
-  if (recipe) {
-    copy.quantized = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
-    backend_.cast(weight_->value, {{}, copy.quantized, make_quantizer(*fp8_.weight, dtype, must_stage)});
-  } else if (dtype == DType::f32) {
-    copy.real = weight_->value;
-  } else {
-    copy.real = backend_.allocate(dtype, weight_->value.shape());
-    backend_.convert(weight_->value, copy.real);
+const QuantizedTensor& Linear::fp8_weight(Context& context) {
+  const DType dtype = forward_dtype(*context.recipe());
+  const bool must_stage = context.gradients_enabled();
+  const bool current = fp8_weight_.version == weight_->version && fp8_weight_.dtype == dtype;
+  if (!current || (must_stage && !fp8_weight_.staged)) {
+    QuantizedTensor copy = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
+    backend_.cast(weight_->value, {{}, copy, make_quantizer(*fp8_.weight, dtype, must_stage)});
+    fp8_weight_ = {std::move(copy), weight_->version, dtype, must_stage};
+    ++weight_casts_;
   }
-  ++weight_casts_;
-  weight_copy_ = std::move(copy);
-  return weight_copy_;
+  return fp8_weight_.copy;
+}
+
+const Tensor& Linear::real_weight(Context& context) {
+  const DType dtype = context.high_precision();
+  if (dtype == DType::f32) return weight_->value;
+  if (real_weight_.version != weight_->version || real_weight_.dtype != dtype) {
+    Tensor copy = backend_.allocate(dtype, weight_->value.shape());
+    backend_.convert(weight_->value, copy);
+    real_weight_ = {std::move(copy), weight_->version, dtype, false};
+    ++weight_casts_;
+  }
+  return real_weight_.copy;
+}
+
+void Linear::drop_unread_weights(const Forms& read) {
+  if (!read.fp8) fp8_weight_ = {};
+  if (!read.real) real_weight_ = {};
 }
 
 Tensor Linear::full_bias() {
@@ -138,32 +191,37 @@ Tensor Linear::full_bias() {
 }
 
 Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
-  const auto& recipe = context.recipe();
-  const Tensor& present = recipe ? x.quantized.bytes : x.values;
-  require(present.defined(), "linear: the context asks for {}, the input was produced in {}",
-          recipe ? "fp8" : "high precision", recipe ? "high precision only" : "fp8 only");
-  require(present.shape().size() == 2 && present.cols() == options_.in_features,
-          "linear: expected an input of shape [rows, {}], found {}", options_.in_features,
-          to_string(present.shape()));
-  if (recipe) {
-    prepare_fp8(*recipe);
-    if (context.gradients_enabled()) {
-      context.register_forward(fp8_.input, *recipe);
-      context.register_forward(fp8_.weight, *recipe);
-    }
+  const auto in_fp8 = gemms_in_fp8(context);
+  const bool fprop = in_fp8[kFprop], dgrad = in_fp8[kDgrad], wgrad = in_fp8[kWgrad];
+  require_form(fprop, !fprop, x, "input", "fprop");
+  if (saved) require_form(wgrad, !wgrad, x, "input", "wgrad");
+  require_shape(x, -1, options_.in_features, "input");
+  const bool any = fprop || dgrad || wgrad;
+  const auto& recipe = any ? context.recipe() : std::nullopt;
+  if (any) prepare_fp8(*recipe);
+
+  Forms weight_forms;
+  weight_forms.add(fprop);
+  if (saved) weight_forms.add(dgrad);
+  if (any && context.gradients_enabled()) {
+    if (x.quantized.defined() && (fprop || wgrad)) context.register_forward(fp8_.input, *recipe);
+    if (weight_forms.fp8) context.register_forward(fp8_.weight, *recipe);
   }
-  const WeightCopy& weight = weight_copy(context);
-  const GemmOperand a = recipe ? GemmOperand(x.quantized) : GemmOperand(x.values);
-  const GemmOperand b = operand(weight.quantized, weight.real);
-  Tensor y = backend_.allocate(context.high_precision(), {present.rows(), options_.out_features});
+  drop_unread_weights({fprop || dgrad, !fprop || !dgrad});
+  const QuantizedTensor w_fp8 = weight_forms.fp8 ? fp8_weight(context) : QuantizedTensor();
+  const Tensor w = weight_forms.real ? real_weight(context) : Tensor();
+
+  const GemmOperand a = operand(fprop, x.quantized, x.values), b = operand(fprop, w_fp8, w);
+  Tensor y = backend_.allocate(context.high_precision(), {a.values.rows(), options_.out_features});
   backend_.gemm(Gemm::fprop, a, b, full_bias(), false, y);
-  record(fp8_.gemms[0], a, b, y);
+  record(fp8_.gemms[kFprop], a, b, y);
   if (saved) {
-    *saved = {present.rows(),
-              recipe ? Tensor() : x.values,
-              recipe ? x.quantized : QuantizedTensor(),
-              weight.real,
-              weight.quantized,
+    *saved = {y.rows(),
+              in_fp8,
+              wgrad ? Tensor() : x.values,
+              wgrad ? x.quantized : QuantizedTensor(),
+              dgrad ? Tensor() : w,
+              dgrad ? w_fp8 : QuantizedTensor(),
               recipe};
   }
   return y;
@@ -171,19 +229,19 @@ Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
 
 Output Linear::make_output_gradient(Context& context, const Saved& saved) {
   Output dy;
-  const Shape shape{saved.rows, options_.out_features};
-  if (saved.recipe) {
+  if (saved.reads_fp8_gradient()) {
     const DType format = gradient_dtype(*saved.recipe);
     dy.quantized = allocate_quantized(backend_, format, saved.rows, options_.out_features);
     dy.quantizer = make_quantizer(*fp8_.grad_output, format, true);
   }
   // The bias gradient sums the unquantised dy.
-  if (!saved.recipe || bias_) dy.values = backend_.allocate(context.high_precision(), shape);
+  if (saved.reads_real_gradient() || bias_)
+    dy.values = backend_.allocate(context.high_precision(), {saved.rows, options_.out_features});
   return dy;
 }
 
 Output Linear::cast_output_gradient(Context& context, const Saved& saved, const Tensor& dy) {
-  if (!saved.recipe) return Output{dy, {}, {}};
+  if (!saved.reads_fp8_gradient()) return Output{dy, {}, {}};
   Output output = make_output_gradient(context, saved);
   output.values = Tensor();
   backend_.cast(dy, output);
@@ -193,23 +251,22 @@ Output Linear::cast_output_gradient(Context& context, const Saved& saved, const 
 
 void Linear::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
                       bool accumulate_dx) {
-  const Tensor& present = saved.recipe ? dy.quantized.bytes : dy.values;
-  require(present.defined() && present.shape() == Shape{saved.rows, options_.out_features},
-          "linear: expected an output gradient of shape {} in {}, found {}",
-          to_string({saved.rows, options_.out_features}), saved.recipe ? "fp8" : "high precision",
-          present.defined() ? to_string(present.shape()) : "none");
-  if (saved.recipe) context.register_backward(fp8_.grad_output, *saved.recipe);
+  const bool dgrad = saved.in_fp8[kDgrad], wgrad = saved.in_fp8[kWgrad];
+  if (dx) require_form(dgrad, !dgrad, dy, "output gradient", "dgrad");
+  require_form(wgrad, !wgrad, dy, "output gradient", "wgrad");
+  require_shape(dy, saved.rows, options_.out_features, "output gradient");
+  if (saved.reads_fp8_gradient()) context.register_backward(fp8_.grad_output, *saved.recipe);
 
-  const GemmOperand gradient = saved.recipe ? GemmOperand(dy.quantized) : GemmOperand(dy.values);
-  const GemmOperand weight = operand(saved.w_fp8, saved.w);
-  const GemmOperand input = operand(saved.x_fp8, saved.x);
   if (dx) {
-    backend_.gemm(Gemm::dgrad, gradient, weight, {}, accumulate_dx, dx);
-    record(fp8_.gemms[1], gradient, weight, dx);
+    const GemmOperand a = operand(dgrad, dy.quantized, dy.values), b = operand(dgrad, saved.w_fp8, saved.w);
+    backend_.gemm(Gemm::dgrad, a, b, {}, accumulate_dx, dx);
+    record(fp8_.gemms[kDgrad], a, b, dx);
   }
-  backend_.gemm(Gemm::wgrad, gradient, input, {}, weight_->begin_accumulation(), weight_->gradient);
-  record(fp8_.gemms[2], gradient, input, weight_->gradient);
+  const GemmOperand a = operand(wgrad, dy.quantized, dy.values), b = operand(wgrad, saved.x_fp8, saved.x);
+  backend_.gemm(Gemm::wgrad, a, b, {}, weight_->begin_accumulation(), weight_->gradient);
+  record(fp8_.gemms[kWgrad], a, b, weight_->gradient);
   if (bias_) {
+    require(dy.values.defined(), "linear: the bias reads its output gradient in high precision");
     backend_.sum_rows(dy.values.columns(options_.bias_begin, options_.bias_count),
                       bias_->accumulated_gradient(backend_));
   }

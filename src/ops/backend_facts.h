@@ -19,8 +19,8 @@ struct DeviceFacts {
   std::string name;
   std::int64_t memory_bytes = 0, available_bytes = 0;  ///< 0: unknown
   /// What else is known, for people: ("threads", "2"), ("compute capability", "9.0").
-  std::vector<std::pair<std::string, std::string>> details;
-  std::vector<TypeFact> types;
+  std::vector<std::pair<std::string, std::string>> details = {};
+  std::vector<TypeFact> types = {};
 };
 
 struct LibraryFact {
@@ -29,9 +29,9 @@ struct LibraryFact {
 
 struct BackendFacts {
   std::string backend;
-  std::string missing;  ///< why a run cannot use it; empty: it can
-  std::vector<DeviceFacts> devices;
-  std::vector<LibraryFact> libraries;
+  std::string missing = {};  ///< why a run cannot use it; empty: it can
+  std::vector<DeviceFacts> devices = {};
+  std::vector<LibraryFact> libraries = {};
   bool usable() const { return missing.empty(); }
 };
 

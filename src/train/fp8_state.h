@@ -25,6 +25,7 @@ struct LinearState {
   std::array<GemmRecord, 3> gemms;  ///< fprop, dgrad, wgrad
   bool owns_input = true;           ///< false: the input slot is that of a sibling, and absent here
   std::optional<SlotState> input, weight, grad_output;
+  GemmPolicies policy;  ///< for reports: restoring leaves policies to the configuration
 };
 
 /// The names of LinearState::gemms and of its slots, in files and in reports.

@@ -61,7 +61,10 @@ GemmRecord gemm_from_json(const ordered_json& json) {
 ordered_json linear_to_json(const LinearState& state) {
   ordered_json json = {{"name", state.name}, {"owns_input", state.owns_input}};
   if (state.recipe) json["recipe"] = recipe_to_json(*state.recipe);
-  for (std::size_t i = 0; i < kGemmNames.size(); ++i) json[kGemmNames[i]] = gemm_to_json(state.gemms[i]);
+  for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
+    json[kGemmNames[i]] = gemm_to_json(state.gemms[i]);
+    if (!state.policy[i].fp8) json[kGemmNames[i]]["why_not_fp8"] = state.policy[i].why_not;
+  }
   return json;
 }
 
@@ -70,7 +73,11 @@ LinearState linear_from_json(const ordered_json& json) {
   state.name = json.at("name").get<std::string>();
   state.owns_input = json.at("owns_input").get<bool>();
   if (json.contains("recipe")) state.recipe = recipe_from_json(json.at("recipe"));
-  for (std::size_t i = 0; i < kGemmNames.size(); ++i) state.gemms[i] = gemm_from_json(json.at(kGemmNames[i]));
+  for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
+    const ordered_json& gemm = json.at(kGemmNames[i]);
+    state.gemms[i] = gemm_from_json(gemm);
+    if (gemm.contains("why_not_fp8")) state.policy[i] = {false, gemm.at("why_not_fp8").get<std::string>()};
+  }
   return state;
 }
 

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "quaver/backend.h"
 #include "train/flops.h"
+#include "train/fp8_policy.h"
 #include "train/loss.h"
 #include "train/run_precision.h"
 
@@ -23,7 +24,7 @@ class Generation {
         context_(model_.backend(), activation_dtype(precision)),
         cache_(model_.make_cache(capacity, context_.high_precision())) {
     if (precision == Precision::fp8) recipe_ = config.fp8.make_recipe();
-    model_.set_fp8_lm_head(config.fp8.lm_head);
+    apply_fp8_policy(model_, config.fp8, config.model.layers);
   }
 
   LanguageModel& model() { return model_; }

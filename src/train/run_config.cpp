@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/files.h"
+#include "train/fp8_state.h"
 #include "train/run_config_schema.h"
 
 namespace quaver {
@@ -36,6 +37,22 @@ RunConfig load_run_config(const std::string& path, std::span<const std::string> 
   return parse_run_config(read_file(path), path, overrides);
 }
 
+namespace {
+
+std::string to_toml(const Fp8Override& override) {
+  std::vector<std::string> gemms;
+  for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
+    if (override.gemms[i]) gemms.push_back(quote_toml(kGemmNames[i]));
+  }
+  std::string text =
+      fmt::format("\n[[fp8.override]]\nmatch = {}\ngemm = [{}]\nrecipe = \"{}\"\n",
+                  quote_toml(override.match), fmt::join(gemms, ", "), override.fp8 ? "delayed" : "bf16");
+  if (!override.why.empty()) text += fmt::format("why = {}\n", quote_toml(override.why));
+  return text;
+}
+
+}  // namespace
+
 std::string to_toml(const RunConfig& config) {
   std::string text;
   std::string_view section;
@@ -48,6 +65,7 @@ std::string to_toml(const RunConfig& config) {
         section.empty() ? field.name : std::string_view(field.name).substr(section.size() + 1);
     text += fmt::format("{} = {}  # {}; {}\n", key, field.toml(config), field.doc, field.expected);
   }
+  for (const Fp8Override& override : config.fp8.overrides) text += to_toml(override);
   return text;
 }
 

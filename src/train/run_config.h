@@ -2,10 +2,12 @@
 /// resolved.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "quaver/model_config.h"
 #include "quaver/recipe.h"
@@ -43,6 +45,15 @@ struct TrainConfig {
 
 enum class RecipeKind { delayed };
 
+/// One [[fp8.override]]: the recipe of some GEMMs of some modules.
+struct Fp8Override {
+  std::string match;                               ///< a pattern of module names (base/glob.h)
+  std::array<bool, 3> gemms = {true, true, true};  ///< fprop, dgrad, wgrad
+  bool fp8 = false;                                ///< false: "bf16"; true: the recipe of the run
+  std::string why;                                 ///< shown by `inspect`; may be empty
+  friend bool operator==(const Fp8Override&, const Fp8Override&) = default;
+};
+
 /// Section [fp8]: consulted when precision = "fp8".
 struct Fp8Config {
   RecipeKind recipe = RecipeKind::delayed;
@@ -50,7 +61,10 @@ struct Fp8Config {
   int margin = 0;
   int amax_history_len = 1024;
   AmaxCompute amax_compute_algo = AmaxCompute::most_recent;
-  bool lm_head = true;  ///< false keeps lm_head in BF16
+  bool lm_head = true;               ///< false keeps lm_head in BF16
+  std::int64_t bf16_end_layers = 0;  ///< so many first and so many last blocks stay in BF16
+  bool measured = false;  ///< fp8.auto: at start, GEMMs that FP8 does not make faster become overrides
+  std::vector<Fp8Override> overrides;  ///< later ones win
 
   /// The recipe these fields describe.
   Recipe make_recipe() const;

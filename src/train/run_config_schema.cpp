@@ -273,6 +273,9 @@ void add_fp8(std::vector<ConfigField>& fields) {
   fp8.choice("amax_compute_algo", &Fp8Config::amax_compute_algo,
              names_of({AmaxCompute::max, AmaxCompute::most_recent}), "which of them sets the scale");
   fp8.boolean("lm_head", &Fp8Config::lm_head, "lm_head in FP8; false: BF16");
+  fp8.integer("bf16_end_layers", &Fp8Config::bf16_end_layers, 0, kMaxLayers,
+              "so many first and so many last blocks in BF16");
+  fp8.boolean("auto", &Fp8Config::measured, "BF16 for every product that FP8 does not make faster here");
 }
 
 std::vector<ConfigField> make_fields() {

@@ -6,7 +6,9 @@
 #include <sstream>
 
 #include "base/check.h"
+#include "base/glob.h"
 #include "base/suggest.h"
+#include "train/fp8_state.h"
 #include "train/run_config_schema.h"
 
 namespace quaver {
@@ -37,9 +39,13 @@ std::string describe(const toml::node& node) {
   return text.str();
 }
 
+/// Tables, and so no field of the schema.
+constexpr const char* kOverrides = "fp8.override";
+
 std::vector<std::string> field_names() {
   std::vector<std::string> names;
   for (const ConfigField& field : run_config_fields()) names.push_back(field.name);
+  names.emplace_back(kOverrides);
   return names;
 }
 
@@ -97,6 +103,83 @@ void assign_key(RunConfig& config, Places& places, const std::string& source, co
   assign(config, places[name] + ": " + name, *field, node);
 }
 
+std::array<bool, 3> read_gemms(const std::string& where, const toml::node& node) {
+  std::array<bool, 3> gemms{};
+  const toml::array* const words = node.as_array();
+  bool good = words && !words->empty();
+  for (std::size_t i = 0; good && i < words->size(); ++i) {
+    const auto* const word = (*words)[i].as_string();
+    const auto found = std::find(kGemmNames.begin(), kGemmNames.end(), word ? word->get() : "");
+    good = found != kGemmNames.end();
+    if (good) gemms[static_cast<std::size_t>(found - kGemmNames.begin())] = true;
+  }
+  if (!good) {
+    fail(ErrorKind::usage, "{}: expected an array of \"{}\", found {}", where,
+         fmt::join(kGemmNames, "\", \""), describe(node));
+  }
+  return gemms;
+}
+
+std::string read_word(const std::string& where, const char* expected, const toml::node& node) {
+  const auto* const word = node.as_string();
+  if (!word || word->get().empty())
+    fail(ErrorKind::usage, "{}: expected {}, found {}", where, expected, describe(node));
+  return word->get();
+}
+
+std::string read_pattern(const std::string& where, const toml::node& node) try {
+  const std::string pattern = read_word(where, "a pattern of module names", node);
+  glob_matches(pattern, "");  // refuses one that is no pattern
+  return pattern;
+} catch (const Error& error) {
+  const std::string message = error.what();
+  fail(error.kind(), "{}", message.starts_with(where) ? message : where + ": " + message);
+}
+
+bool read_recipe_choice(const std::string& where, const toml::node& node) {
+  const std::string recipe = node.value_or(std::string());
+  if (recipe != "bf16" && recipe != "delayed") {
+    fail(ErrorKind::usage, "{}: expected one of \"bf16\", \"delayed\", found {}", where, describe(node));
+  }
+  return recipe == "delayed";
+}
+
+Fp8Override read_override(const std::string& source, const toml::table& table) {
+  Fp8Override override;
+  for (const auto& [key, node] : table) {
+    const std::string_view name = key.str();
+    const std::string where = fmt::format("{}: {}.{}", place_of(source, node.source()), kOverrides, name);
+    if (name == "match") {
+      override.match = read_pattern(where, node);
+    } else if (name == "gemm") {
+      override.gemms = read_gemms(where, node);
+    } else if (name == "recipe") {
+      override.fp8 = read_recipe_choice(where, node);
+    } else if (name == "why") {
+      override.why = read_word(where, "a string that is not empty", node);
+    } else {
+      fail(ErrorKind::usage, "{}: {}.{}: unknown key; known keys: match, gemm, recipe, why",
+           place_of(source, key.source()), kOverrides, name);
+    }
+  }
+  for (const char* required : {"match", "recipe"}) {
+    if (!table.contains(required)) {
+      fail(ErrorKind::usage, "{}: {}.{}: missing", place_of(source, table.source()), kOverrides, required);
+    }
+  }
+  return override;
+}
+
+void read_overrides(RunConfig& config, const std::string& source, const toml::node& node) {
+  const toml::array* const tables = node.as_array();
+  if (!tables || (!tables->empty() && !tables->is_homogeneous<toml::table>())) {
+    fail(ErrorKind::usage, "{}: {}: expected tables [[{}]], found {}", place_of(source, node.source()),
+         kOverrides, kOverrides, describe(node));
+  }
+  for (const toml::node& table : *tables)
+    config.fp8.overrides.push_back(read_override(source, *table.as_table()));
+}
+
 void assign_table(RunConfig& config, Places& places, const std::string& source, const toml::table& table) {
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
@@ -111,7 +194,12 @@ void assign_table(RunConfig& config, Places& places, const std::string& source, 
       fail(ErrorKind::usage, "{}: {}: expected a section [{}], found {}", places[name], name, name,
            describe(node));
     for (const auto& [inner, value] : *section) {
-      assign_key(config, places, source, fmt::format("{}.{}", name, inner.str()), inner, value);
+      const std::string inner_name = fmt::format("{}.{}", name, inner.str());
+      if (inner_name == kOverrides) {
+        read_overrides(config, source, value);
+      } else {
+        assign_key(config, places, source, inner_name, inner, value);
+      }
     }
   }
 }
@@ -147,6 +235,8 @@ void apply_override(RunConfig& config, Places& places, const std::string& overri
   }
   const std::string name = override.substr(0, equals);
   const ConfigField* field = find_config_field(name);
+  require(name != kOverrides, "command line: {}: tables [[{}]] stand in run files only", override,
+          kOverrides);
   if (!field) fail(ErrorKind::usage, "command line: {}: unknown key; {}", override, hint_for_key(name));
   const std::string place = "command line: " + override;
   const toml::table value = parse_override_value(place, *field, override.substr(equals + 1));

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/files.h"
 #include "quaver/backend.h"
+#include "train/fp8_policy.h"
 
 namespace quaver {
 namespace {
@@ -174,6 +175,8 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
   LoadedRun loaded;
   loaded.config = load_run_config(config_path(run), overrides);
   const RunConfig& config = loaded.config;
+  require(!config.fp8.measured, "fp8.auto: chooses when training starts; {} holds that choice",
+          config_path(run));
   const std::string model_file = model_path(run), fp8_file = fp8_state_path(run);
   const Safetensors parameters = read_part(model_file), fp8 = read_part(fp8_file);
   const std::string step = metadata_of(parameters, "step", model_file);
@@ -184,7 +187,7 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
   loaded.step = step_from(step, model_file);
   loaded.model = std::make_unique<LanguageModel>(make_backend(config.backend, config.threads), config.model,
                                                  config.train.seed);
-  loaded.model->set_fp8_lm_head(config.fp8.lm_head);
+  apply_fp8_policy(*loaded.model, config.fp8, config.model.layers);
   load_parameters(*loaded.model, parameters, model_file);
   const std::vector<LinearState> states = fp8_state_from(fp8, fp8_file);
   require_same_history(config, states);

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "train/fp8_policy.h"
 #include "train/loss.h"
 #include "train/optimizer.h"
 #include "train/run_precision.h"
@@ -44,7 +45,7 @@ StepMemory measure_step_memory(const std::shared_ptr<Backend>& backend, const Ru
   const std::int64_t before = backend->memory_use().in_use;
   Growth growth(*backend);
   LanguageModel model(backend, config.model, config.train.seed);
-  model.set_fp8_lm_head(config.fp8.lm_head);
+  apply_fp8_policy(model, config.fp8, config.model.layers);
   GradientBytes gradients;
   model.visit("", gradients);
   memory.gradients = gradients.bytes;

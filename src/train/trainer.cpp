@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "quaver/backend.h"
+#include "train/fp8_policy.h"
 #include "train/run_precision.h"
 
 namespace quaver {
@@ -29,7 +30,21 @@ Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
       optimizer_(model_.backend(), model_, optimizer_options(config.train)) {
   require(config.model.vocab >= kByteVocab, "model.vocab: expected at least {} for byte tokens, found {}",
           kByteVocab, config.model.vocab);
-  model_.set_fp8_lm_head(config.fp8.lm_head);
+  apply_fp8_policy(model_, config.fp8, config.model.layers);
+  if (config.fp8.measured) resolve_fp8_auto();
+}
+
+void Trainer::resolve_fp8_auto() {
+  config_.fp8.measured = false;
+  if (!recipe_) return;
+  measured_ = measure_linears(backend(), model_, *recipe_, config_.train.batch * config_.model.context,
+                              config_.train.accumulation);
+  std::vector<std::string> names;
+  for (const NamedLinear& linear : linears_of(model_)) names.push_back(linear.name);
+  // Before the run file's own, which win.
+  const std::vector<Fp8Override> found = overrides_of(measured_, names);
+  config_.fp8.overrides.insert(config_.fp8.overrides.begin(), found.begin(), found.end());
+  apply_fp8_policy(model_, config_.fp8, config_.model.layers);
 }
 
 StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,

@@ -6,8 +6,10 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "quaver/language_model.h"
+#include "train/fp8_auto.h"
 #include "train/fp8_report.h"
 #include "train/loss.h"
 #include "train/optimizer.h"
@@ -38,12 +40,17 @@ class Trainer {
   /// The validation loss; leaves no trace in the FP8 state.
   LossSum evaluate(const ValidationBatches& batches);
 
+  /// The configuration with fp8.auto resolved: the products that it took out of FP8 are overrides.
+  const RunConfig& config() const { return config_; }
+  /// What fp8.auto measured; empty without it.
+  const std::vector<MeasuredLinears>& measured() const { return measured_; }
   LanguageModel& model() { return model_; }
   Backend& backend() { return model_.backend(); }
   /// Optimizer steps taken.
   std::int64_t steps() const { return optimizer_.steps(); }
 
  private:
+  void resolve_fp8_auto();
   LossSum accumulate(std::span<const HostBatch> micro_batches);
   [[noreturn]] void fail_non_finite(double loss, float norm) const;
 
@@ -52,6 +59,7 @@ class Trainer {
   Context context_;
   std::optional<Recipe> recipe_;
   AdamW optimizer_;
+  std::vector<MeasuredLinears> measured_;
 };
 
 }  // namespace quaver

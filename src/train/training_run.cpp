@@ -54,7 +54,8 @@ class Run {
     AppendFile metrics(metrics_path(config_.run.dir));
     observer_.started({trainer_.backend().describe(), parameter_count(config_.model), source_.tokens(),
                        validation_.tokens(),
-                       training_flops_per_token(trainer_.model(), config_.model.context)});
+                       training_flops_per_token(trainer_.model(), config_.model.context),
+                       trainer_.measured()});
     TrainingResult result;
     for (std::int64_t step = 1; step <= config_.train.steps && !result.stopped; ++step) {
       StepReport report = take_step(step);
@@ -73,9 +74,9 @@ class Run {
  private:
   Run(const RunConfig& config, TrainingObserver& observer, std::shared_ptr<Backend> backend,
       const Corpus& corpus)
-      : config_(config),
-        observer_(observer),
+      : observer_(observer),
         trainer_(std::move(backend), config),
+        config_(trainer_.config()),
         source_(corpus.train, config.model.context, config.train.batch, config.train.seed,
                 config.data.document_mask),
         validation_(corpus.validation, config.model.context, config.train.batch, config.data.document_mask) {}
@@ -107,9 +108,9 @@ class Run {
     result.process_peak = process_peak_bytes();
   }
 
-  const RunConfig& config_;
   TrainingObserver& observer_;
   Trainer trainer_;
+  const RunConfig& config_;
   BatchSource source_;
   ValidationBatches validation_;
   FinalLoss final_loss_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "quaver/backend.h"
 #include "train/metrics.h"
@@ -16,6 +17,7 @@ struct RunStart {
   std::string backend;  ///< Backend::describe()
   std::int64_t parameters = 0, train_tokens = 0, validation_tokens = 0;
   double flops_per_token = 0;
+  std::vector<MeasuredLinears> measured;  ///< by fp8.auto
 };
 
 /// Hears of a run's progress. The run itself prints nothing.

@@ -86,6 +86,29 @@ TEST_F(ProgramTest, TheDoctorSaysWhatThereIsAndWhatToUse) {
   expect_error(run_program({"doctor", "please"}), 2, {"please"});
 }
 
+TEST_F(ProgramTest, InspectSaysWhyAProductDidNotRunInFp8) {
+  ASSERT_EQ(train({"fp8.lm_head=false", "--strict-fp8"}).exit_code, 0);
+  const json inspected = json::parse(run_program({"inspect", run, "--json"}).out);
+  const json& head = inspected.at("without_fp8_state").at(0);
+  EXPECT_EQ(head.at("name"), "lm_head");
+  for (const char* gemm : {"fprop", "dgrad", "wgrad"})
+    EXPECT_EQ(head.at(gemm).at("why_not_fp8"), "fp8.lm_head = false");
+  EXPECT_FALSE(inspected.at("modules").at(0).at("fprop").contains("why_not_fp8"));
+  EXPECT_TRUE(contains(run_program({"inspect", run}).out, "not: fp8.lm_head = false"));
+}
+
+TEST_F(ProgramTest, TheMeasuredChoiceIsPrintedAndStored) {
+  const ProgramResult trained = train({"fp8.auto=true", "--strict-fp8"});
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  EXPECT_TRUE(contains(trained.err, "fp8.auto | 256 x 32 -> 257 | lm_head | fprop ")) << trained.err;
+  EXPECT_TRUE(contains(read_file(run + "/config.toml"), "\nauto = false"));
+  EXPECT_EQ(run_program({"eval", run}).exit_code, 0);
+}
+
+TEST_F(ProgramTest, StrictFp8NeedsFp8) {
+  expect_error(train({"precision=bf16", "--strict-fp8"}), 2, {"--strict-fp8", "bf16"});
+}
+
 TEST_F(ProgramTest, ConfigurationsAreChecked) {
   expect_error(train({"train.stepz=3"}), 2, {"train.stepz", "train.steps"});
   expect_error(train({"train.steps=many"}), 2, {"train.steps", "expected", "many"});

@@ -103,6 +103,58 @@ TEST(RunConfig, MakesTheRecipe) {
   EXPECT_EQ(recipe.amax_compute_algo, AmaxCompute::max);
 }
 
+constexpr const char* kOverrides = R"(
+[data]
+path = "d"
+[fp8]
+margin = 1
+[[fp8.override]]
+match = "blocks.{0,11}.*"
+gemm = ["wgrad", "dgrad"]
+recipe = "bf16"
+why = "outliers: \"big\""
+[[fp8.override]]
+match = "lm_head"
+recipe = "delayed"
+)";
+
+TEST(RunConfigOverrides, AreReadInTurn) {
+  const Fp8Config fp8 = parse(kOverrides).fp8;
+  ASSERT_EQ(fp8.overrides.size(), 2u);
+  EXPECT_EQ(fp8.overrides[0],
+            (Fp8Override{"blocks.{0,11}.*", {false, true, true}, false, "outliers: \"big\""}));
+  EXPECT_EQ(fp8.overrides[1], (Fp8Override{"lm_head", {true, true, true}, true, ""}));
+  EXPECT_EQ(fp8.margin, 1);
+}
+
+TEST(RunConfigOverrides, AreWrittenSoThatTheyAreReadTheSame) {
+  const RunConfig config = parse(kOverrides, {"fp8.auto=true", "fp8.bf16_end_layers=1"});
+  EXPECT_TRUE(config.fp8.measured);
+  EXPECT_EQ(parse(to_toml(config)), config);
+}
+
+TEST(RunConfigOverrides, AreChecked) {
+  const auto refused = [](const std::string& table) { return refusal("[[fp8.override]]\n" + table); };
+  EXPECT_EQ(refused("match = 3"),
+            "x.toml:2:9: fp8.override.match: expected a pattern of module names, found 3");
+  EXPECT_EQ(refused("match = \"a{b\"\nrecipe = \"bf16\""),
+            "x.toml:2:9: fp8.override.match: pattern \"a{b\": a { without its }");
+  EXPECT_EQ(refused("match = \"a\"\nrecipe = \"fp4\""),
+            "x.toml:3:10: fp8.override.recipe: expected one of \"bf16\", \"delayed\", found \"fp4\"");
+  const std::string gemms = "expected an array of \"fprop\", \"dgrad\", \"wgrad\", found ";
+  EXPECT_EQ(refused("gemm = \"wgrad\""), "x.toml:2:8: fp8.override.gemm: " + gemms + "\"wgrad\"");
+  EXPECT_EQ(refused("gemm = []"), "x.toml:2:8: fp8.override.gemm: " + gemms + "an array");
+  EXPECT_EQ(refused("gemm = [\"fprop\", \"bprop\"]"), "x.toml:2:8: fp8.override.gemm: " + gemms + "an array");
+  EXPECT_EQ(refused("math = \"a\""),
+            "x.toml:2:1: fp8.override.math: unknown key; known keys: match, gemm, recipe, why");
+  EXPECT_EQ(refused("recipe = \"bf16\""), "x.toml:1:1: fp8.override.match: missing");
+  EXPECT_EQ(refused("match = \"a\""), "x.toml:1:1: fp8.override.recipe: missing");
+  EXPECT_EQ(refusal("[fp8]\noverride = 3"),
+            "x.toml:2:12: fp8.override: expected tables [[fp8.override]], found 3");
+  EXPECT_TRUE(contains(refusal("[[fp8.overide]]\nmatch = \"a\""), "did you mean fp8.override?"));
+  EXPECT_TRUE(contains(override_refusal("fp8.override=x"), "stand in run files only"));
+}
+
 TEST(RunConfigErrors, OutOfRange) {
   EXPECT_EQ(refusal("[data]\npath = \"d\"\n[train]\n  lr = -1\n"),
             "x.toml:4:8: train.lr: expected a number in (0, 1], found -1");

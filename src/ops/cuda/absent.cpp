@@ -10,9 +10,7 @@ std::shared_ptr<Backend> make_cuda_backend() {
 
 BackendFacts find_cuda_facts() {
   return {.backend = "cuda",
-          .missing = "this build of Quaver has no CUDA backend (CMake preset \"cuda\" builds it)",
-          .devices = {},
-          .libraries = {}};
+          .missing = "this build of Quaver has no CUDA backend (CMake preset \"cuda\" builds it)"};
 }
 
 }  // namespace quaver

@@ -1,0 +1,101 @@
+#include "train/fp8_policy.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "base/check.h"
+#include "base/glob.h"
+#include "base/suggest.h"
+#include "quaver/linear.h"
+#include "train/fp8_state.h"
+
+namespace quaver {
+namespace {
+
+/// Keeps the first reason: later ones change nothing.
+void keep_out(GemmPolicy& gemm, const std::string& why) {
+  if (gemm.fp8) gemm = {false, why};
+}
+
+/// 7 of "blocks.7.mlp.up_proj"; -1 outside the blocks.
+std::int64_t block_of(std::string_view name) {
+  constexpr std::string_view kPrefix = "blocks.";
+  std::int64_t block = -1;
+  if (name.starts_with(kPrefix))
+    std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), block);
+  return block;
+}
+
+std::string reason_of(const Fp8Override& override) {
+  return override.why.empty() ? fmt::format("fp8.override of \"{}\"", override.match) : override.why;
+}
+
+void require_match(const Fp8Override& override, const std::vector<NamedLinear>& linears) {
+  std::vector<std::string> names;
+  for (const NamedLinear& linear : linears) {
+    if (glob_matches(override.match, linear.name)) return;
+    names.push_back(linear.name);
+  }
+  const std::string nearest = nearest_name(override.match, names);
+  fail(ErrorKind::usage, "fp8.override: match = \"{}\" matches no module; {}", override.match,
+       nearest.empty() ? fmt::format("the modules are {}", fmt::join(names, ", "))
+                       : fmt::format("did you mean \"{}\"?", nearest));
+}
+
+}  // namespace
+
+std::vector<NamedLinear> linears_of(Module& module) {
+  struct Collector : ModuleVisitor {
+    void linear(const std::string& name, Linear& linear) override { all.push_back({name, &linear}); }
+    std::vector<NamedLinear> all;
+  } collector;
+  module.visit("", collector);
+  return std::move(collector.all);
+}
+
+GemmPolicies fp8_policy_of(const std::string& name, const Fp8Config& fp8, std::int64_t layers) {
+  GemmPolicies policies;
+  const std::int64_t block = block_of(name);
+  const bool at_an_end = block >= 0 && (block < fp8.bf16_end_layers || block >= layers - fp8.bf16_end_layers);
+  for (GemmPolicy& gemm : policies) {
+    if (name == "lm_head" && !fp8.lm_head) keep_out(gemm, "fp8.lm_head = false");
+    if (at_an_end) keep_out(gemm, fmt::format("fp8.bf16_end_layers = {}", fp8.bf16_end_layers));
+  }
+  for (const Fp8Override& override : fp8.overrides) {
+    if (!glob_matches(override.match, name)) continue;
+    for (std::size_t i = 0; i < policies.size(); ++i) {
+      if (!override.gemms[i]) continue;
+      if (override.fp8) {
+        policies[i] = {};
+      } else {
+        keep_out(policies[i], reason_of(override));
+      }
+    }
+  }
+  return policies;
+}
+
+void apply_fp8_policy(Module& model, const Fp8Config& fp8, std::int64_t layers) {
+  require(fp8.bf16_end_layers == 0 || 2 * fp8.bf16_end_layers < layers,
+          "fp8.bf16_end_layers: {} at each end leave none of {} blocks in FP8; expected less than {}, or "
+          "precision = "
+          "\"bf16\"",
+          fp8.bf16_end_layers, layers, (layers + 1) / 2);
+  const std::vector<NamedLinear> linears = linears_of(model);
+  for (const Fp8Override& override : fp8.overrides) require_match(override, linears);
+  for (const auto& [name, linear] : linears) linear->set_policy(fp8_policy_of(name, fp8, layers));
+}
+
+void require_strict_fp8(Module& model) {
+  for (const auto& [name, linear] : linears_of(model)) {
+    for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
+      const GemmRecord& gemm = linear->fp8().gemms[i];
+      if (!linear->policy()[i].fp8 || (gemm.fp8_runs > 0 && gemm.other_runs == 0)) continue;
+      fail(ErrorKind::failure, "--strict-fp8: {} {} ran {} times in FP8 and {} times not{}", name,
+           kGemmNames[i], gemm.fp8_runs, gemm.other_runs,
+           gemm.other_runs > 0 ? fmt::format(" ({} x {})", name_of(gemm.a), name_of(gemm.b)) : "");
+    }
+  }
+}
+
+}  // namespace quaver
