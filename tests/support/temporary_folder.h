@@ -14,7 +14,7 @@ namespace quaver {
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string pattern = testing::TempDir() + "quaver-XXXXXX";
+    std::string pattern = ::testing::TempDir() + "quaver-XXXXXX";
     EXPECT_NE(mkdtemp(pattern.data()), nullptr);
     path_ = pattern;
   }

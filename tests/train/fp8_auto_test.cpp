@@ -6,6 +6,7 @@
 #include "base/files.h"
 #include "quaver/linear.h"
 #include "support/errors.h"
+#include "support/test_backends.h"
 #include "train/fp8_policy.h"
 #include "train/run_folder.h"
 #include "train/trainer.h"
@@ -91,7 +92,7 @@ TEST(Fp8Auto, OverridesNameExactlyTheMeasuredModules) {
   EXPECT_EQ(overrides[0].why, "fp8.auto: 3e+03 ms a micro-batch, 4e+03 ms with fprop in FP8");
 }
 
-class Fp8AutoRunTest : public testing::Test {
+class Fp8AutoRunTest : public ::testing::Test {
  protected:
   Fp8AutoRunTest() {
     write_text(folder);
@@ -104,11 +105,13 @@ class Fp8AutoRunTest : public testing::Test {
 };
 
 TEST_F(Fp8AutoRunTest, TheChoiceIsTimedAppliedAndPartOfTheConfiguration) {
-  for (const char* backend : {"cpu", "reference"}) {
+  for (const std::string& backend : testing::test_backends()) {
     config.fp8.overrides = {{"lm_head", {false, true, false}, false, ""},
                             {"*.out_proj", {true, true, true}, true, ""}};
-    config.model.context = 16;
-    Trainer trainer(make_backend(backend, 2), config);
+    config.model.context = 8;  // the emulation is slow
+    config.model.layers = 1;
+    config.model.width = config.model.ffn_width = 16;
+    Trainer trainer(testing::make_test_backend(backend), config);
     std::size_t measured = 0;
     for (const MeasuredLinears& group : trainer.measured()) {
       measured += group.names.size();
