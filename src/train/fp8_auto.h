@@ -13,7 +13,7 @@
 
 namespace quaver {
 
-/// Seconds of one micro-batch in a Linear, medians of alternating measurements. Operands are charged to the form in which
+/// Seconds of one micro-batch in a Linear, lower quartiles of alternating measurements. Operands are charged to the form in which
 /// they are read: a tensor that one GEMM reads in FP8 and another in BF16 is written twice.
 struct LinearTimes {
   std::array<double, 3> fp8{}, bf16{};  ///< fprop, dgrad, wgrad alone

@@ -11,7 +11,7 @@ struct LinearShape {
 };
 
 /// Allocates the operands for as long as it takes, fills them with random numbers, and runs every product and cast of both
-/// precisions in turn, several rounds; at least three, fewer where one takes long.
+/// precisions in turn, at least three rounds, more where they are short.
 LinearTimes time_linear(Backend& backend, const Recipe& recipe, const LinearShape& shape,
                         std::int64_t input_readers, std::int64_t micro_batches_per_step);
 
