@@ -67,6 +67,7 @@ StepBenchmark benchmark_steps(const RunConfig& config, std::int64_t steps, const
   result.fp8 = speed_of(fp8_seconds, result);
   result.bf16 = speed_of(bf16_seconds, result);
   result.ratio = median(ratios);
+  result.measured = fp8.measured();
   return result;
 }
 

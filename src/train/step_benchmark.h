@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
+#include "train/fp8_auto.h"
 #include "train/run_config.h"
 
 namespace quaver {
@@ -21,7 +23,8 @@ struct StepBenchmark {
   double flops_per_token = 0;
   double bf16_peak = 0;  ///< floating-point operations per second, median; 0 where none was measured
   StepSpeed fp8, bf16;
-  double ratio = 0;  ///< FP8 over BF16 speed: median over pairs of neighbouring steps
+  double ratio = 0;                       ///< FP8 over BF16 speed: median over pairs of neighbouring steps
+  std::vector<MeasuredLinears> measured;  ///< by fp8.auto, for the FP8 steps
 };
 
 /// Measures floating-point operations per second; called before every pair of steps. May be empty.

@@ -100,40 +100,53 @@ class Fp8AutoRunTest : public ::testing::Test {
     config.fp8.measured = true;
     config.model.packed_qkv = false;
   }
+  void check_choice(const std::string& backend);
+
   TemporaryFolder folder;
   RunConfig config;
 };
 
+void Fp8AutoRunTest::check_choice(const std::string& backend) {
+  config.fp8.overrides = {{"lm_head", {false, true, false}, false, ""},
+                          {"*.out_proj", {true, true, true}, true, ""}};
+  config.model.context = 8;  // the emulation is slow
+  config.model.layers = 1;
+  config.model.width = config.model.ffn_width = 16;
+  Trainer trainer(testing::make_test_backend(backend), config);
+  std::size_t measured = 0;
+  for (const MeasuredLinears& group : trainer.measured()) {
+    measured += group.names.size();
+    EXPECT_EQ(group.rows, config.train.batch * config.model.context);
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_GT(group.times.fp8[i], 0);
+      EXPECT_GT(group.times.bf16[i], 0);
+      EXPECT_LE(group.times.total(group.in_fp8), group.times.total(group.allowed));
+    }
+    EXPECT_GT(group.times.input_fp8, 0);
+    EXPECT_GT(group.times.gradient_fp8, 0);
+  }
+  const auto linears = linears_of(trainer.model());
+  EXPECT_EQ(measured, linears.size());
+  EXPECT_FALSE(trainer.config().fp8.measured);
+  for (const auto& [name, linear] : linears) {
+    EXPECT_EQ(linear->policy(), fp8_policy_of(name, trainer.config().fp8, config.model.layers)) << name;
+    if (name.ends_with("out_proj")) {
+      EXPECT_EQ(linear->policy(), GemmPolicies{}) << "the run file's own overrides win";
+    }
+  }
+  EXPECT_EQ(linears.back().linear->policy()[1].why_not, "fp8.override of \"lm_head\"");
+}
+
 TEST_F(Fp8AutoRunTest, TheChoiceIsTimedAppliedAndPartOfTheConfiguration) {
+  for (const std::string& backend : {"cpu", "reference"}) check_choice(backend);
+}
+
+/// The CUDA backend, emulated and real.
+class SlowFp8AutoTest : public Fp8AutoRunTest {};
+
+TEST_F(SlowFp8AutoTest, TheChoiceIsTimedAppliedAndPartOfTheConfigurationOnDevices) {
   for (const std::string& backend : testing::test_backends()) {
-    config.fp8.overrides = {{"lm_head", {false, true, false}, false, ""},
-                            {"*.out_proj", {true, true, true}, true, ""}};
-    config.model.context = 8;  // the emulation is slow
-    config.model.layers = 1;
-    config.model.width = config.model.ffn_width = 16;
-    Trainer trainer(testing::make_test_backend(backend), config);
-    std::size_t measured = 0;
-    for (const MeasuredLinears& group : trainer.measured()) {
-      measured += group.names.size();
-      EXPECT_EQ(group.rows, config.train.batch * config.model.context);
-      for (std::size_t i = 0; i < 3; ++i) {
-        EXPECT_GT(group.times.fp8[i], 0);
-        EXPECT_GT(group.times.bf16[i], 0);
-        EXPECT_LE(group.times.total(group.in_fp8), group.times.total(group.allowed));
-      }
-      EXPECT_GT(group.times.input_fp8, 0);
-      EXPECT_GT(group.times.gradient_fp8, 0);
-    }
-    const auto linears = linears_of(trainer.model());
-    EXPECT_EQ(measured, linears.size());
-    EXPECT_FALSE(trainer.config().fp8.measured);
-    for (const auto& [name, linear] : linears) {
-      EXPECT_EQ(linear->policy(), fp8_policy_of(name, trainer.config().fp8, config.model.layers)) << name;
-      if (name.ends_with("out_proj")) {
-        EXPECT_EQ(linear->policy(), GemmPolicies{}) << "the run file's own overrides win";
-      }
-    }
-    EXPECT_EQ(linears.back().linear->policy()[1].why_not, "fp8.override of \"lm_head\"");
+    if (backend != "cpu" && backend != "reference") check_choice(backend);
   }
 }
 
