@@ -44,7 +44,7 @@ struct Task {
   std::function<void()> work;
   double* result;
   int repeats = 1;
-  std::vector<double> seconds;
+  std::vector<double> seconds = {};
 };
 
 /// Other users of the machine only ever add time, on a busy one to more than half of all rounds: the lower quartile is what
