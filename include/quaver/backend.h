@@ -97,6 +97,9 @@ class Backend : public ScaleUpdater {
 
   /// Copies a matrix or tensor of the same type and shape; strides may differ.
   virtual void copy(const Tensor& source, const Tensor& destination) = 0;
+  /// Copies contiguous tensors of one type and size one after the other into the contiguous `destination`: many
+  /// small ones reach the host with one wait.
+  virtual void gather(std::span<const Tensor> sources, const Tensor& destination) = 0;
   /// Any type but FP8; contiguous.
   virtual void fill(const Tensor& destination, double value) = 0;
   /// destination[i] = mean + std * normal(seed, stream, i) with base/random.h; f32, contiguous.

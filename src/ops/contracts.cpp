@@ -146,6 +146,20 @@ void check_copy(const Tensor& source, const Tensor& destination) {
   Operands("copy").expect(destination, "destination", source.dtype(), source.shape());
 }
 
+void check_gather(std::span<const Tensor> sources, const Tensor& destination) {
+  require(destination.defined() && destination.contiguous(), "gather: expected a contiguous destination");
+  const auto count = static_cast<std::int64_t>(sources.size());
+  for (const Tensor& source : sources) {
+    require(
+        source.defined() && source.contiguous() && source.dtype() == destination.dtype() &&
+            source.elements() * count == destination.elements(),
+        "gather: expected {} contiguous tensors of {} that fill a destination of {} elements, found {} {}",
+        count, name_of(destination.dtype()), destination.elements(),
+        source.defined() ? name_of(source.dtype()) : "absent",
+        source.defined() ? to_string(source.shape()) : "");
+  }
+}
+
 void check_fill(const Tensor& destination) {
   require(destination.defined() && destination.contiguous() && !is_fp8(destination.dtype()),
           "fill: expected a contiguous tensor that is not FP8");

@@ -14,6 +14,7 @@ GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const
                     const Tensor& out);
 
 void check_copy(const Tensor& source, const Tensor& destination);
+void check_gather(std::span<const Tensor> sources, const Tensor& destination);
 void check_fill(const Tensor& destination);
 void check_fill_normal(const Tensor& destination);
 void check_convert(const Tensor& source, const Tensor& destination);

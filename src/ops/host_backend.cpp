@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "ops/contracts.h"
 
 namespace quaver {
 
@@ -28,6 +29,15 @@ void HostBackend::copy_to_host(const Tensor& source, void* destination) {
   if (source.elements() == 0) return;
   std::memcpy(destination, source.raw(),
               static_cast<std::size_t>(source.elements()) * size_of(source.dtype()));
+}
+
+void HostBackend::gather(std::span<const Tensor> sources, const Tensor& destination) {
+  check_gather(sources, destination);
+  auto* to = static_cast<std::byte*>(destination.raw());
+  for (const Tensor& source : sources) {
+    copy_to_host(source, to);
+    to += static_cast<std::size_t>(source.elements()) * size_of(source.dtype());
+  }
 }
 
 MemoryUse HostBackend::memory_use() const {

@@ -16,6 +16,7 @@ class HostBackend : public Backend {
   Tensor allocate(DType dtype, Shape shape) override;
   void copy_from_host(const void* source, const Tensor& destination) override;
   void copy_to_host(const Tensor& source, void* destination) override;
+  void gather(std::span<const Tensor> sources, const Tensor& destination) override;
   MemoryUse memory_use() const override;
 
  private:

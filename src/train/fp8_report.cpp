@@ -1,9 +1,9 @@
 #include "train/fp8_report.h"
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "quaver/backend.h"
 #include "quaver/linear.h"
@@ -11,10 +11,9 @@
 namespace quaver {
 namespace {
 
-class CastTotals : public ModuleVisitor {
+/// The counters of every slot; a shared input is counted once.
+class CounterCollector : public ModuleVisitor {
  public:
-  explicit CastTotals(Backend& backend) : backend_(backend) {}
-
   void linear(const std::string& /*name*/, Linear& linear) override {
     const Fp8State& state = linear.fp8();
     if (state.owns_input) add(state.input);
@@ -22,20 +21,12 @@ class CastTotals : public ModuleVisitor {
     add(state.grad_output);
   }
 
-  CastCounts counts;
+  std::vector<Tensor> counters;
 
  private:
   void add(const std::shared_ptr<ScalingSlot>& slot) {
-    if (!slot) return;
-    std::array<std::int64_t, kCastCounters> values;
-    backend_.copy_to_host(slot->counters, values.data());
-    counts.cast += values[kCastElements];
-    counts.saturated += values[kCastSaturated];
-    counts.underflowed += values[kCastUnderflowed];
-    counts.nan += values[kCastNan];
+    if (slot) counters.push_back(slot->counters);
   }
-
-  Backend& backend_;
 };
 
 class CoverageCounter : public ModuleVisitor {
@@ -60,9 +51,21 @@ CastCounts operator-(const CastCounts& a, const CastCounts& b) {
 }
 
 CastCounts count_casts(Backend& backend, Module& module) {
-  CastTotals counter(backend);
-  module.visit("", counter);
-  return counter.counts;
+  CounterCollector collector;
+  module.visit("", collector);
+  const auto slots = static_cast<std::int64_t>(collector.counters.size());
+  const Tensor all = backend.allocate(DType::i64, {slots, kCastCounters});
+  backend.gather(collector.counters, all);
+  std::vector<std::int64_t> values(static_cast<std::size_t>(slots * kCastCounters));
+  backend.copy_to_host(all, values.data());
+  CastCounts counts;
+  for (std::size_t slot = 0; slot < values.size(); slot += kCastCounters) {
+    counts.cast += values[slot + kCastElements];
+    counts.saturated += values[slot + kCastSaturated];
+    counts.underflowed += values[slot + kCastUnderflowed];
+    counts.nan += values[slot + kCastNan];
+  }
+  return counts;
 }
 
 Fp8Coverage fp8_coverage(Module& module) {

@@ -73,6 +73,24 @@ TEST_P(CastOperation, WritesTheBytesOfTheContractsTable) {
   }
 }
 
+TEST_P(CastOperation, GatherPutsManySmallTensorsInOrder) {
+  constexpr std::int64_t kTensors = 300, kEach = 3;  // more than a launch takes
+  std::vector<Tensor> sources;
+  std::vector<std::int64_t> expected;
+  for (std::int64_t i = 0; i < kTensors; ++i) {
+    const std::vector<std::int64_t> values{i, -i, i << 40};
+    sources.push_back(backend->allocate(DType::i64, {kEach}));
+    backend->copy_from_host(values.data(), sources.back());
+    expected.insert(expected.end(), values.begin(), values.end());
+  }
+  const Tensor all = backend->allocate(DType::i64, {kTensors, kEach});
+  backend->gather(sources, all);
+  std::vector<std::int64_t> found(expected.size());
+  backend->copy_to_host(all, found.data());
+  EXPECT_EQ(found, expected);
+  backend->gather({}, backend->allocate(DType::i64, {0}));
+}
+
 TEST_P(CastOperation, TheTransposeHoldsTheSameBytesAndValuesHoldACopy) {
   for (const auto& [rows, cols] : {std::pair{1, 1}, std::pair{3, 17}, std::pair{33, 5}}) {
     const Tensor x = matrix(normal_values(rows * cols, 1), rows, cols, DType::bf16);

@@ -43,6 +43,11 @@ TEST_P(Contracts, ProductsNameBothShapesOrTypes) {
       {"fprop", "scale_inv"});
 }
 
+TEST_P(Contracts, GatherFillsItsDestination) {
+  const std::vector<Tensor> sources{line(2), line(3)};
+  expect_refused([&] { backend->gather(sources, line(4)); }, {"gather", "2 contiguous", "[3]"});
+}
+
 TEST_P(Contracts, RowOperationsNameTheOperand) {
   const Output y{real(2, 3), {}, {}};
   expect_refused([&] { backend->rms_norm(real(2, 3), line(4), 1, y, {}); },

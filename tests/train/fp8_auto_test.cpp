@@ -138,7 +138,7 @@ void Fp8AutoRunTest::check_choice(const std::string& backend) {
 }
 
 TEST_F(Fp8AutoRunTest, TheChoiceIsTimedAppliedAndPartOfTheConfiguration) {
-  for (const std::string& backend : {"cpu", "reference"}) check_choice(backend);
+  for (const char* backend : {"cpu", "reference"}) check_choice(backend);
 }
 
 /// The CUDA backend, emulated and real.

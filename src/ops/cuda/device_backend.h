@@ -116,6 +116,7 @@ class DeviceBackend final : public Backend {
   void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
   void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
              const Tensor& value, const Tensor& m, const Tensor& v) override;
+  void gather(std::span<const Tensor> sources, const Tensor& destination) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:

@@ -51,6 +51,19 @@ __global__ void fill_normals(float* data, std::int64_t count, float mean, float 
   data[i] = mean + std * normal;
 }
 
+/// Tensors of one launch; small enough to be a kernel's parameter.
+struct Sources {
+  static constexpr int kMost = 256;
+  const unsigned char* bytes[kMost];
+};
+
+/// A block for each source.
+__global__ void __launch_bounds__(kThreads)
+    gather_bytes(Sources sources, unsigned char* to, std::int64_t bytes) {
+  for (std::int64_t i = threadIdx.x; i < bytes; i += kThreads)
+    to[blockIdx.x * bytes + i] = sources.bytes[blockIdx.x][i];
+}
+
 }  // namespace
 
 DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library)
@@ -108,6 +121,21 @@ void DeviceBackend::copy(const Tensor& source, const Tensor& destination) {
                       static_cast<std::size_t>(destination.row_stride()) * size,
                       static_cast<std::size_t>(source.cols()) * size,
                       static_cast<std::size_t>(source.rows()));
+}
+
+void DeviceBackend::gather(std::span<const Tensor> sources, const Tensor& destination) {
+  check_gather(sources, destination);
+  auto* to = static_cast<unsigned char*>(destination.raw());
+  while (!sources.empty()) {
+    const std::size_t count = std::min<std::size_t>(sources.size(), Sources::kMost);
+    const auto bytes = sources[0].elements() * static_cast<std::int64_t>(size_of(sources[0].dtype()));
+    Sources table{};
+    for (std::size_t i = 0; i < count; ++i)
+      table.bytes[i] = static_cast<const unsigned char*>(sources[i].raw());
+    launch("gather", gather_bytes, {count, kThreads}, stream(), table, to, bytes);
+    to += static_cast<std::size_t>(bytes) * count;
+    sources = sources.subspan(count);
+  }
 }
 
 void DeviceBackend::fill(const Tensor& destination, double value) {
