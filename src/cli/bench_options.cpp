@@ -60,6 +60,21 @@ void add_bench_kernels(CLI::App& bench, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return bench_kernels(*arguments); }; });
 }
 
+void add_bench_tokenize(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand("tokenize", "Encoding of a text file on one thread");
+  auto arguments = std::make_shared<BenchTokenizeArguments>();
+  command->add_option("text", arguments->text, "text file")->required()->type_name("TEXT");
+  command->add_option("--tokenizer", arguments->tokenizer, "\"bytes\", or a tokenizer's file or folder")
+      ->required()
+      ->type_name("T");
+  command->add_option("--rounds", arguments->rounds, "timed passes")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_tokenize(*arguments); }; });
+}
+
 void add_bench_step(CLI::App& bench, Command& chosen) {
   CLI::App* command = bench.add_subcommand("step", "FP8 against BF16 training steps, in alternation");
   auto arguments = std::make_shared<BenchStepArguments>();
@@ -89,6 +104,7 @@ void add_bench(CLI::App& app, Command& chosen) {
   add_bench_generate(*bench, chosen);
   add_bench_memory(*bench, chosen);
   add_bench_kernels(*bench, chosen);
+  add_bench_tokenize(*bench, chosen);
 }
 
 }  // namespace quaver::cli

@@ -82,6 +82,13 @@ struct BenchKernelsArguments {
 };
 int bench_kernels(const BenchKernelsArguments& arguments);
 
+struct BenchTokenizeArguments {
+  std::string tokenizer, text;
+  int rounds = 5;
+  bool json = false;
+};
+int bench_tokenize(const BenchTokenizeArguments& arguments);
+
 /// The exit code of a run that a signal stopped and that saved its model.
 constexpr int kStopped = 75;
 
