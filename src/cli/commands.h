@@ -89,6 +89,28 @@ struct BenchTokenizeArguments {
 };
 int bench_tokenize(const BenchTokenizeArguments& arguments);
 
+struct TokenizeArguments {
+  std::string path, output;
+  std::string tokenizer;
+  std::string document_token = "auto";
+  std::string text_field = "text";
+  double val_fraction = 0.05;
+  std::int64_t shard_tokens = 100'000'000;
+  bool json = false;
+};
+int tokenize(const TokenizeArguments& arguments);
+
+struct TrainTokenizerArguments {
+  std::vector<std::string> paths;
+  std::string output;
+  std::string pattern = "llama3";
+  std::string text_field = "text";
+  std::vector<std::string> special{"<|endoftext|>"};
+  std::int64_t vocab = 0;
+  bool json = false;
+};
+int train_tokenizer(const TrainTokenizerArguments& arguments);
+
 /// The exit code of a run that a signal stopped and that saved its model.
 constexpr int kStopped = 75;
 

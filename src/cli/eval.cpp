@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/format.h"
 #include "quaver/backend.h"
 #include "train/loss.h"
 #include "train/run_folder.h"
@@ -13,9 +14,8 @@ namespace quaver::cli {
 int eval(const EvalArguments& arguments) {
   const LoadedRun run = load_run(arguments.run, arguments.overrides);
   const RunConfig& config = run.config;
-  const Corpus corpus = load_corpus(config.data, config.model.context);
-  const ValidationBatches batches(corpus.validation, config.model.context, config.train.batch,
-                                  config.data.document_mask);
+  const TokenData data = load_token_data(config.data, config.model.context, config.model.vocab);
+  const ValidationBatches batches(data.validation, data.rules, config.model.context, config.train.batch);
   Context context(run.model->backend(), activation_dtype(config.precision));
   const LossSum loss = evaluate(*run.model, context, run_recipe(config), batches, config.train.eval_batches);
   if (arguments.json) {
@@ -27,8 +27,7 @@ int eval(const EvalArguments& arguments) {
     fmt::print("{}\n", json.dump());
   } else {
     fmt::print("step             {}\n", run.step);
-    fmt::print("validation loss  {:.4f} nats per token, {:.4f} bits per byte ({} tokens)\n", loss.mean(),
-               loss.bits_per_byte(), loss.tokens);
+    fmt::print("validation loss  {} ({} tokens)\n", loss_text(loss), loss.tokens);
   }
   return 0;
 }

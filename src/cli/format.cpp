@@ -40,4 +40,12 @@ std::string bytes(std::int64_t count) {
                           : fmt::format("{:.2f} GiB", mebibytes / 1024);
 }
 
+std::string loss_text(const LossSum& loss) {
+  return fmt::format("{:.4f} nats per token, {} bits per byte", loss.mean(), bpb_text(loss, 4));
+}
+
+std::string bpb_text(const LossSum& loss, int decimals) {
+  return loss.bytes == 0 ? "n/a" : fmt::format("{:.{}f}", loss.bits_per_byte(), decimals);
+}
+
 }  // namespace quaver::cli

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "train/loss.h"
+
 namespace quaver::cli {
 
 /// Three significant digits and a unit prefix: 1.91k, 24.0M, 812.
@@ -14,5 +16,9 @@ std::string duration(double seconds);
 std::string scientific(double value);
 /// 1.25 GiB
 std::string bytes(std::int64_t count);
+/// 1.2345 nats per token, 0.9876 bits per byte
+std::string loss_text(const LossSum& loss);
+/// Bits per byte with that many decimals, or "n/a" where the bytes are not known.
+std::string bpb_text(const LossSum& loss, int decimals);
 
 }  // namespace quaver::cli

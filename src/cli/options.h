@@ -14,6 +14,9 @@ using Command = std::function<int()>;
 
 inline constexpr const char* kOverridesHelp = "section.key=value: replaces a value of the run file";
 
+/// Adds `tokenize` and its subcommand `train` to `app`; the one that is given becomes `chosen`.
+void add_tokenize(CLI::App& app, Command& chosen);
+
 /// Adds `bench` and its subcommands to `app`; the one that is given becomes `chosen`.
 void add_bench(CLI::App& app, Command& chosen);
 

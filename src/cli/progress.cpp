@@ -42,10 +42,10 @@ std::string percent(std::int64_t part, std::int64_t whole) {
 
 std::string progress_line(const StepReport& report, std::int64_t steps, double flops_per_token, double peak,
                           double eta_seconds, bool fp8) {
-  std::string line = fmt::format(
-      "step {}/{} {:.1f}% | loss {:.4f} | bpb {:.2f} | |g| {:.2f} | lr {} | {} tok/s", report.step, steps,
-      100 * share(report.step, steps), report.loss.mean(), report.loss.bits_per_byte(), report.gradient_norm,
-      scientific(report.lr), with_prefix(report.tokens_per_second()));
+  std::string line =
+      fmt::format("step {}/{} {:.1f}% | loss {:.4f} | bpb {} | |g| {:.2f} | lr {} | {} tok/s", report.step,
+                  steps, 100 * share(report.step, steps), report.loss.mean(), bpb_text(report.loss, 2),
+                  report.gradient_norm, scientific(report.lr), with_prefix(report.tokens_per_second()));
   if (peak > 0)
     line += fmt::format(" | mfu {:.0f}%", 100 * report.tokens_per_second() * flops_per_token / peak);
   if (fp8) {
@@ -89,8 +89,8 @@ void Progress::stepped(const StepReport& report) {
       report.step == 1 || report.step == steps || (log_every > 0 && report.step % log_every == 0);
   if (terminal_ || logged) show(line, !terminal_ || report.step == steps);
   if (report.validation) {
-    show(fmt::format("step {}/{} | validation loss {:.4f} | bpb {:.4f}", report.step, steps,
-                     report.validation->mean(), report.validation->bits_per_byte()),
+    show(fmt::format("step {}/{} | validation loss {:.4f} | bpb {}", report.step, steps,
+                     report.validation->mean(), bpb_text(*report.validation, 4)),
          true);
   }
 }

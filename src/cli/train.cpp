@@ -22,12 +22,9 @@ std::string describe(const Fp8Coverage& fp8) {
 }
 
 void print_text(const RunConfig& config, const TrainingResult& result) {
-  const auto loss = [](const LossSum& sum) {
-    return fmt::format("{:.4f} nats per token, {:.4f} bits per byte", sum.mean(), sum.bits_per_byte());
-  };
-  fmt::print("train loss       {} (mean of the last {} steps)\n", loss(result.train),
+  fmt::print("train loss       {} (mean of the last {} steps)\n", loss_text(result.train),
              std::min<std::int64_t>(kFinalSteps, result.steps));
-  fmt::print("validation loss  {}\n", loss(result.validation));
+  fmt::print("validation loss  {}\n", loss_text(result.validation));
   fmt::print("speed            {} tokens/s\n", with_prefix(result.tokens_per_second));
   fmt::print("FP8              {}\n", describe(result.fp8));
   fmt::print("peak memory      {} in tensors, {} process\n", bytes(result.arena.peak),
@@ -62,6 +59,8 @@ int train(const TrainArguments& arguments) {
           "--strict-fp8: precision is \"{}\", in which nothing runs in FP8", name_of(config.precision));
   // So that the run folder can be evaluated from any working directory.
   config.data.path = std::filesystem::absolute(config.data.path).lexically_normal();
+  if (names_tokenizer_file(config.data.tokenizer))
+    config.data.tokenizer = std::filesystem::absolute(config.data.tokenizer).lexically_normal();
   Progress progress(config, measure_peak(config, 0.2), arguments.strict_fp8);
   catch_signals();
   const TrainingResult result = run_training(config, progress);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
@@ -21,23 +22,11 @@ std::vector<std::int64_t> shuffled(std::int64_t count, const Random& random) {
   return order;
 }
 
-std::vector<std::uint16_t> pack(std::span<const Document> documents, std::span<const std::int64_t> order) {
-  std::size_t tokens = documents.size();
-  for (const Document& document : documents) tokens += document.text.size();
-  std::vector<std::uint16_t> stream;
-  stream.reserve(tokens);
-  for (const std::int64_t index : order) {
-    stream.push_back(kDocumentToken);
-    for (const char byte : documents[index].text) stream.push_back(static_cast<unsigned char>(byte));
-  }
-  return stream;
-}
-
-void check_sizes(std::size_t tokens, std::int64_t context, std::int64_t batch) {
+void check_sizes(std::int64_t tokens, std::int64_t context, std::int64_t batch) {
   require(context >= 1 && batch >= 1, "batches: expected context >= 1 and batch >= 1, found {} and {}",
           context, batch);
-  require(static_cast<std::int64_t>(tokens) > context,
-          "batches: {} tokens do not fill one sequence of context + 1 = {}", tokens, context + 1);
+  require(tokens > context, "batches: {} tokens do not fill one sequence of context + 1 = {}", tokens,
+          context + 1);
 }
 
 HostBatch make_batch(std::int64_t length) {
@@ -46,34 +35,47 @@ HostBatch make_batch(std::int64_t length) {
   return batch;
 }
 
-/// Appends one sequence. `token_at(i)`, 0 <= i <= length, is the window's i-th token, -1 after the end of the
-/// text.
-template <typename TokenAt>
-void append_window(HostBatch& batch, bool document_mask, TokenAt token_at) {
+void check_token(std::int32_t token, const TokenRules& rules) {
+  if (token >= 0 && token < rules.vocab) return;
+  fail(ErrorKind::data,
+       "the data holds token {}, but ids are below {}. Hint: data.tokenizer names the tokenizer of "
+       "shards, and model.vocab holds its ids",
+       static_cast<std::uint32_t>(token), rules.vocab);
+}
+
+/// Appends one sequence. `window` holds length + 1 tokens, or fewer at the end of the text.
+void append_window(HostBatch& batch, const TokenRules& rules, std::span<const std::int32_t> window) {
+  for (const std::int32_t token : window) check_token(token, rules);
+  const auto token_at = [&](std::int64_t i) {
+    return i < static_cast<std::int64_t>(window.size()) ? window[static_cast<std::size_t>(i)] : -1;
+  };
   std::int32_t document_begin = 0;
   ++batch.batch;
   for (std::int64_t i = 0; i < batch.length; ++i) {
     const std::int32_t token = token_at(i), target = token_at(i + 1);
     const auto position = static_cast<std::int32_t>(i);
-    if (document_mask && token == kDocumentToken) document_begin = position;
-    batch.tokens.push_back(token < 0 ? kDocumentToken : token);
+    if (rules.document_mask && token == rules.document_token) document_begin = position;
+    batch.tokens.push_back(token < 0 ? std::max(0, rules.document_token) : token);
     batch.targets.push_back(target);
     batch.positions.push_back(position);
     batch.first_key.push_back(document_begin);
     batch.target_count += target >= 0;
-    batch.target_bytes += target >= 0 && target < kDocumentToken;
+    if (target >= 0 && !rules.token_bytes.empty())
+      batch.target_bytes += rules.token_bytes[static_cast<std::size_t>(target)];
   }
 }
 
 }  // namespace
 
-BatchSource::BatchSource(std::span<const Document> documents, std::int64_t context, std::int64_t batch,
-                         std::uint64_t seed, bool document_mask)
-    : context_(context), batch_(batch), seed_(seed), document_mask_(document_mask) {
-  const Random random(seed, stable_hash("text/documents"));
-  stream_ = pack(documents, shuffled(static_cast<std::int64_t>(documents.size()), random));
+BatchSource::BatchSource(const TokenStream& tokens, TokenRules rules, std::int64_t context,
+                         std::int64_t batch, std::uint64_t seed)
+    : stream_(tokens.reordered(shuffled(tokens.segments(), Random(seed, stable_hash("text/documents"))))),
+      rules_(std::move(rules)),
+      context_(context),
+      batch_(batch),
+      seed_(seed) {
   check_sizes(stream_.size(), context, batch);
-  windows_ = (tokens() + context - 1) / context;
+  windows_ = (stream_.size() + context - 1) / context;
 }
 
 std::int64_t BatchSource::window_at(std::int64_t epoch, std::int64_t rank) const {
@@ -88,22 +90,23 @@ std::int64_t BatchSource::window_at(std::int64_t epoch, std::int64_t rank) const
 HostBatch BatchSource::at(std::int64_t index) const {
   require(index >= 0, "batches: expected a micro-step >= 0, found {}", index);
   HostBatch batch = make_batch(context_);
+  std::vector<std::int32_t> window(static_cast<std::size_t>(context_) + 1);
   for (std::int64_t i = index * batch_; i < (index + 1) * batch_; ++i) {
     const std::int64_t begin = window_at(i / windows_, i % windows_) * context_;
-    append_window(batch, document_mask_,
-                  [&](std::int64_t offset) -> std::int32_t { return stream_[(begin + offset) % tokens()]; });
+    // The text is longer than a window: it begins anew at most once in one.
+    const auto first = static_cast<std::size_t>(std::min(context_ + 1, tokens() - begin));
+    stream_.read(begin, std::span(window).first(first));
+    stream_.read(0, std::span(window).subspan(first));
+    append_window(batch, rules_, window);
   }
   return batch;
 }
 
-ValidationBatches::ValidationBatches(std::span<const Document> documents, std::int64_t context,
-                                     std::int64_t batch, bool document_mask)
-    : context_(context), batch_(batch), document_mask_(document_mask) {
-  std::vector<std::int64_t> order(documents.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  stream_ = pack(documents, order);
+ValidationBatches::ValidationBatches(TokenStream tokens, TokenRules rules, std::int64_t context,
+                                     std::int64_t batch)
+    : stream_(std::move(tokens)), rules_(std::move(rules)), context_(context), batch_(batch) {
   check_sizes(stream_.size(), context, batch);
-  windows_ = (tokens() - 1 + context - 1) / context;
+  windows_ = (stream_.size() - 1 + context - 1) / context;
 }
 
 std::int64_t ValidationBatches::count() const {
@@ -116,9 +119,9 @@ HostBatch ValidationBatches::at(std::int64_t index) const {
   HostBatch batch = make_batch(context_);
   for (std::int64_t window = index * batch_; window < std::min((index + 1) * batch_, windows_); ++window) {
     const std::int64_t begin = window * context_;
-    append_window(batch, document_mask_, [&](std::int64_t offset) -> std::int32_t {
-      return begin + offset < tokens() ? stream_[begin + offset] : -1;
-    });
+    std::vector<std::int32_t> tokens_here(static_cast<std::size_t>(std::min(context_ + 1, tokens() - begin)));
+    stream_.read(begin, tokens_here);
+    append_window(batch, rules_, tokens_here);
   }
   return batch;
 }

@@ -8,7 +8,6 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "quaver/backend.h"
-#include "text/corpus.h"
 #include "train/loss.h"
 
 namespace quaver {
@@ -91,20 +90,22 @@ std::int32_t draw_token(std::span<const float> logits, float temperature, std::i
 }
 
 std::int64_t generate(LanguageModel& model, Context& context, const std::optional<Recipe>& recipe,
-                      std::string_view prompt, const SampleOptions& options,
-                      const std::function<void(char)>& emit) {
+                      const Tokenizer& tokenizer, std::string_view prompt, const SampleOptions& options,
+                      const std::function<void(std::string_view)>& emit) {
+  require(tokenizer.vocab() <= model.config().vocab, "sample: the tokenizer has {} ids, the model {}",
+          tokenizer.vocab(), model.config().vocab);
   const NoGradients evaluation(context);
   const Random random(options.seed, stable_hash("sample"));
   Window window(model, context, recipe);
-  window.append(kDocumentToken);
-  for (const char byte : prompt) window.append(static_cast<unsigned char>(byte));
+  window.append(tokenizer.document_token());
+  for (const std::int32_t token : tokenizer.encode(prompt)) window.append(token);
   for (std::int64_t i = 0; i < options.tokens; ++i) {
     std::vector<float> logits = window.next_logits();
-    logits.resize(kByteVocab);  // a larger vocabulary has ids that are no bytes
+    logits.resize(static_cast<std::size_t>(tokenizer.vocab()));  // a model may have more ids than that
     const auto token =
         draw_token(logits, options.temperature, options.top_k, random.uniform(static_cast<std::uint64_t>(i)));
-    if (token == kDocumentToken) return i;
-    emit(static_cast<char>(token));
+    if (token == tokenizer.document_token()) return i;
+    emit(tokenizer.bytes_of(token));
     window.append(token);
   }
   return options.tokens;

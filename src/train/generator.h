@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "quaver/language_model.h"
+#include "text/tokenizer.h"
 
 namespace quaver {
 
@@ -22,11 +23,12 @@ struct SampleOptions {
 /// largest logits, of equal ones the first. Throws Error(non_finite) for logits that are not finite.
 std::int32_t draw_token(std::span<const float> logits, float temperature, std::int64_t top_k, float uniform);
 
-/// Continues `prompt`, calling `emit` with each byte as it is drawn, and returns their number. A function of
+/// Continues `prompt`, calling `emit` with the bytes of each token as it is drawn, and returns the number of
+/// tokens. A function of
 /// the model's bits, the prompt and the options alone. When the window is full, the last half of it becomes
 /// the beginning of a new one.
 std::int64_t generate(LanguageModel& model, Context& context, const std::optional<Recipe>& recipe,
-                      std::string_view prompt, const SampleOptions& options,
-                      const std::function<void(char)>& emit);
+                      const Tokenizer& tokenizer, std::string_view prompt, const SampleOptions& options,
+                      const std::function<void(std::string_view)>& emit);
 
 }  // namespace quaver

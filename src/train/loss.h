@@ -13,10 +13,10 @@ namespace quaver {
 struct LossSum {
   double nats = 0;
   std::int64_t tokens = 0;  ///< targets
-  std::int64_t bytes = 0;   ///< targets that are bytes of text
+  std::int64_t bytes = 0;   ///< of text in the targets; 0: not known
 
   double mean() const;           ///< nats per token
-  double bits_per_byte() const;  ///< all nats, of document borders too, over the bytes of text
+  double bits_per_byte() const;  ///< all nats, of document borders too, over `bytes`
   LossSum& operator+=(const LossSum& other);
 };
 

@@ -26,7 +26,7 @@ std::string to_json_line(const StepReport& report) {
                                  {"fp8_underflowed", report.casts.underflowed}};
   if (report.validation) {
     line["val_loss"] = report.validation->mean();
-    line["val_bpb"] = report.validation->bits_per_byte();
+    if (report.validation->bytes > 0) line["val_bpb"] = report.validation->bits_per_byte();
   }
   return line.dump();
 }

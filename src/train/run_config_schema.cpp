@@ -186,7 +186,8 @@ void add_model_sizes(std::vector<ConfigField>& fields) {
   model.integer("kv_heads", &ModelConfig::kv_heads, 1, kMaxHeads, "key/value heads, a divisor of heads");
   model.integer("head_dim", &ModelConfig::head_dim, 1, kMaxHeadDim, "features of one head");
   model.integer("ffn_width", &ModelConfig::ffn_width, 1, kMaxFeatures, "hidden features of the feed-forward");
-  model.integer("vocab", &ModelConfig::vocab, 1, kMaxFeatures, "token ids; byte tokens need 257");
+  model.integer("vocab", &ModelConfig::vocab, 1, kMaxFeatures,
+                "token ids; at least those of data.tokenizer, 257 for bytes");
   model.integer("context", &ModelConfig::context, 1, kMaxFeatures, "sequence length");
 }
 
@@ -221,9 +222,13 @@ void add_model_choices(std::vector<ConfigField>& fields) {
 void add_data(std::vector<ConfigField>& fields) {
   Section data(
       fields, "data", [](auto& config) -> auto& { return config.data; });
-  data.text("path", &DataConfig::path, "a folder of text files, or one file").required = true;
-  data.number("val_fraction", &DataConfig::val_fraction, kBetween,
-              "share of documents held back for validation");
+  data.text("path", &DataConfig::path, "a file, a folder, or a pattern with *").required = true;
+  data.choice("format", &DataConfig::format, {"auto", "text", "jsonl", "tokens"}, "what these files hold");
+  data.text("text_field", &DataConfig::text_field, "the member of a JSONL line that is the document");
+  data.text("tokenizer", &DataConfig::tokenizer,
+            "\"bytes\", a tokenizer's file or folder, or \"none\" for shards whose tokenizer is not known");
+  data.text("document_token", &DataConfig::document_token, "the token before documents; auto: the usual one");
+  data.number("val_fraction", &DataConfig::val_fraction, kBetween, "share held back for validation");
   data.integer("max_bytes", &DataConfig::max_bytes, 0, kNoLimit, "stop gathering after that many; 0: all");
   data.integer("piece_bytes", &DataConfig::piece_bytes, 1, std::int64_t{1} << 40,
                "one file is cut into documents of about this size");

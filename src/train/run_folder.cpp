@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/files.h"
 #include "quaver/backend.h"
+#include "text/token_data.h"
 #include "train/fp8_policy.h"
 
 namespace quaver {
@@ -145,6 +146,7 @@ void create_run_folder(const RunConfig& config) {
   require(!std::filesystem::exists(config_path(run)) && !std::filesystem::exists(model_path(run)),
           "run.dir: {} already holds a run. Hint: choose another run.dir, or delete that folder", run);
   make_directories(run);
+  copy_tokenizer(config.data.tokenizer, run);
   write_file_atomically(config_path(run), to_toml(config));
 }
 
@@ -174,6 +176,7 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
   require_run(run);
   LoadedRun loaded;
   loaded.config = load_run_config(config_path(run), overrides);
+  if (names_tokenizer_file(loaded.config.data.tokenizer)) loaded.config.data.tokenizer = run;
   const RunConfig& config = loaded.config;
   require(!config.fp8.measured, "fp8.auto: chooses when training starts; {} holds that choice",
           config_path(run));

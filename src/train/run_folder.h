@@ -1,4 +1,5 @@
-/// The folder of a training run: config.toml, metrics.jsonl, model.safetensors, fp8_state.safetensors.
+/// The folder of a training run: config.toml, metrics.jsonl, model.safetensors, fp8_state.safetensors, and a
+/// tokenizer.json or tokenizer.model unless tokens are bytes.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace quaver {
 std::string config_path(const std::string& run);
 std::string metrics_path(const std::string& run);
 
-/// Makes config.run.dir and writes the resolved configuration to it. Throws Error(usage) when it already
+/// Makes config.run.dir and writes the resolved configuration and a copy of the tokenizer's file to it. Throws Error(usage) when it already
 /// holds a run.
 void create_run_folder(const RunConfig& config);
 
@@ -25,7 +26,8 @@ void create_run_folder(const RunConfig& config);
 /// untouched.
 void save_model(const RunConfig& config, LanguageModel& model, std::int64_t step);
 
-/// A saved run, ready to compute with the bits it had when it was saved.
+/// A saved run, ready to compute with the bits it had when it was saved. Its config.data.tokenizer names the
+/// folder, which holds the copy of the tokenizer.
 struct LoadedRun {
   RunConfig config;
   std::unique_ptr<LanguageModel> model;

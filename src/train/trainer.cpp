@@ -28,8 +28,6 @@ Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
       context_(model_.backend(), activation_dtype(config.precision)),
       recipe_(run_recipe(config)),
       optimizer_(model_.backend(), model_, optimizer_options(config.train)) {
-  require(config.model.vocab >= kByteVocab, "model.vocab: expected at least {} for byte tokens, found {}",
-          kByteVocab, config.model.vocab);
   apply_fp8_policy(model_, config.fp8, config.model.layers);
   if (config.fp8.measured) resolve_fp8_auto();
 }

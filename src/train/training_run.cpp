@@ -47,7 +47,7 @@ class Run {
  public:
   Run(const RunConfig& config, TrainingObserver& observer)
       : Run(config, observer, make_backend(config.backend, config.threads),
-            load_corpus(config.data, config.model.context)) {}
+            load_token_data(config.data, config.model.context, config.model.vocab)) {}
 
   TrainingResult execute() {
     create_run_folder(config_);
@@ -73,13 +73,12 @@ class Run {
 
  private:
   Run(const RunConfig& config, TrainingObserver& observer, std::shared_ptr<Backend> backend,
-      const Corpus& corpus)
+      const TokenData& data)
       : observer_(observer),
         trainer_(std::move(backend), config),
         config_(trainer_.config()),
-        source_(corpus.train, config.model.context, config.train.batch, config.train.seed,
-                config.data.document_mask),
-        validation_(corpus.validation, config.model.context, config.train.batch, config.data.document_mask) {}
+        source_(data.train, data.rules, config.model.context, config.train.batch, config.train.seed),
+        validation_(data.validation, data.rules, config.model.context, config.train.batch) {}
 
   static bool is_due(std::int64_t every, std::int64_t step) { return every > 0 && step % every == 0; }
 

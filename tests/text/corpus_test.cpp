@@ -21,6 +21,14 @@ DataConfig config_for(const std::string& path) {
   return config;
 }
 
+std::vector<Document> gather_documents(const DataConfig& config) {
+  std::vector<Document> documents;
+  visit_documents(config, [&](const std::string& name, std::string_view text) {
+    documents.push_back({name, std::string(text)});
+  });
+  return documents;
+}
+
 std::vector<std::string> names_of(const std::vector<Document>& documents) {
   std::vector<std::string> names;
   for (const Document& document : documents) names.push_back(document.name);
@@ -143,57 +151,36 @@ TEST(IsValidation, TakesTheAskedShare) {
   EXPECT_NEAR(validation, 1000, 120);
 }
 
-class LoadCorpusTest : public testing::Test {
- protected:
-  LoadCorpusTest() {
-    for (int i = 0; i < 60; ++i)
-      folder.write(fmt::format("{:02}.txt", i), fmt::format("this is the document {}\n", i % 40));
-    config = config_for(folder.path());
-    config.val_fraction = 0.3;
-  }
-  TemporaryFolder folder;
-  DataConfig config;
-};
-
-TEST_F(LoadCorpusTest, PutsEveryDocumentIntoOneSplit) {
-  const Corpus corpus = load_corpus(config, 16);
-  EXPECT_EQ(corpus.train.size() + corpus.validation.size(), 60u);
-  EXPECT_FALSE(corpus.validation.empty());
-  EXPECT_GT(corpus.train.size(), corpus.validation.size());
+TEST(GatherDocuments, ReadsLinesOfJson) {
+  const TemporaryFolder folder;
+  DataConfig config = config_for(folder.write(
+      "a.jsonl", "{\"text\": \"one\\n\", \"id\": 1}\r\n\n{\"text\": \"\"}\n{\"text\": \"\\u00e9\"}"));
+  const auto documents = gather_documents(config);
+  EXPECT_EQ(names_of(documents), (std::vector<std::string>{"a.jsonl@0", "a.jsonl@42"}));
+  EXPECT_EQ(documents[0].text, "one\n");
+  EXPECT_EQ(documents[1].text, "\xC3\xA9");
+  config.text_field = "content";
+  const std::string message = error_message(ErrorKind::data, [&] { gather_documents(config); });
+  EXPECT_TRUE(contains(message, "a.jsonl:1: expected an object with a string \"content\"")) << message;
+  config.text_field = "text";
+  config.path = folder.write("b.jsonl", "{\"text\": \"one\"}\n{\"text\": \"tw");
+  EXPECT_TRUE(contains(error_message(ErrorKind::data, [&] { gather_documents(config); }), "b.jsonl:2"));
+  config.path = folder.write("c.txt", "[1]");
+  config.format = DataFormat::jsonl;
+  EXPECT_TRUE(contains(error_message(ErrorKind::data, [&] { gather_documents(config); }), "c.txt:1"));
 }
 
-TEST_F(LoadCorpusTest, KeepsEqualDocumentsTogether) {
-  const Corpus corpus = load_corpus(config, 16);
-  std::set<std::string> train, validation, common;
-  for (const Document& document : corpus.train) train.insert(document.text);
-  for (const Document& document : corpus.validation) validation.insert(document.text);
-  EXPECT_EQ(train.size() + validation.size(), 40u);
-  std::set_intersection(train.begin(), train.end(), validation.begin(), validation.end(),
-                        std::inserter(common, common.end()));
-  EXPECT_TRUE(common.empty());
-}
-
-TEST_F(LoadCorpusTest, GivesTheSameOrderEveryTime) {
-  EXPECT_EQ(names_of(load_corpus(config, 16).train), names_of(load_corpus(config, 16).train));
-  const auto names = names_of(load_corpus(config, 16).train);
-  EXPECT_TRUE(std::is_sorted(names.begin(), names.end()));
-}
-
-TEST_F(LoadCorpusTest, RefusesASplitThatIsTooSmall) {
-  const std::string message = error_message(ErrorKind::data, [&] { load_corpus(config, 100000); });
-  EXPECT_TRUE(contains(message, "the training split has ")) << message;
-  EXPECT_TRUE(contains(message, "model.context + 1 = 100001")) << message;
-  config.val_fraction = 1e-9;
-  EXPECT_TRUE(contains(error_message(ErrorKind::data, [&] { load_corpus(config, 16); }),
-                       "the validation split has 0 tokens"));
-  config.val_fraction = 1 - 1e-9;
-  EXPECT_TRUE(contains(error_message(ErrorKind::data, [&] { load_corpus(config, 16); }),
-                       "the training split has 0 tokens"));
-}
-
-TEST_F(LoadCorpusTest, HintsAtPiecesForASingleFile) {
-  config.path = folder.write("00.txt", std::string(500, 'x'));
-  EXPECT_TRUE(contains(error_message(ErrorKind::data, [&] { load_corpus(config, 16); }), "data.piece_bytes"));
+TEST(GatherDocuments, ReadsWhatAPatternMatches) {
+  const TemporaryFolder folder;
+  for (const char* name : {"a1.txt", "a2.txt", "b1.txt", "a3.md"}) folder.write(name, name);
+  const auto documents = gather_documents(config_for(folder.path("a*.txt")));
+  ASSERT_EQ(documents.size(), 2u);
+  EXPECT_EQ(documents[1].text, "a2.txt");
+  EXPECT_TRUE(
+      contains(error_message(ErrorKind::data, [&] { gather_documents(config_for(folder.path("z*"))); }),
+               "no file matches"));
+  folder.write("[x].txt", "a file of this very name");
+  EXPECT_EQ(gather_documents(config_for(folder.path("[x].txt"))).size(), 1u);
 }
 
 }  // namespace

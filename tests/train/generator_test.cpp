@@ -49,8 +49,8 @@ class GenerateTest : public testing::Test {
  protected:
   std::string text(const std::string& prompt, SampleOptions options) {
     std::string result;
-    const std::int64_t count =
-        generate(model, context, recipe, prompt, options, [&](char byte) { result += byte; });
+    const std::int64_t count = generate(model, context, recipe, *load_tokenizer("bytes"), prompt, options,
+                                        [&](std::string_view bytes) { result += bytes; });
     EXPECT_EQ(count, static_cast<std::int64_t>(result.size()));
     return result;
   }

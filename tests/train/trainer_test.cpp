@@ -203,11 +203,5 @@ TEST_F(TrainerTest, LmHeadStaysInBf16WhenAsked) {
   EXPECT_EQ(fp8_coverage(trainer->model()).full, 10);
 }
 
-TEST_F(TrainerTest, RefusesAVocabularyThatCannotHoldBytes) {
-  config.model.vocab = 256;
-  const std::string message = error_message(ErrorKind::usage, [&] { make_trainer(); });
-  EXPECT_TRUE(contains(message, "model.vocab: expected at least 257")) << message;
-}
-
 }  // namespace
 }  // namespace quaver

@@ -53,13 +53,13 @@ inline RunConfig micro_config(const TemporaryFolder& folder) {
 }
 
 inline BatchSource training_batches(const RunConfig& config) {
-  const Corpus corpus = load_corpus(config.data, config.model.context);
-  return BatchSource(corpus.train, config.model.context, config.train.batch, config.train.seed);
+  const TokenData data = load_token_data(config.data, config.model.context, config.model.vocab);
+  return BatchSource(data.train, data.rules, config.model.context, config.train.batch, config.train.seed);
 }
 
 inline ValidationBatches validation_batches(const RunConfig& config) {
-  const Corpus corpus = load_corpus(config.data, config.model.context);
-  return ValidationBatches(corpus.validation, config.model.context, config.train.batch);
+  const TokenData data = load_token_data(config.data, config.model.context, config.model.vocab);
+  return ValidationBatches(data.validation, data.rules, config.model.context, config.train.batch);
 }
 
 struct NamedValues {
