@@ -19,8 +19,8 @@ constexpr const char* kOthers =
     "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-"
     "\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}";
 
-// Enough for any of the well-known patterns on any text; a hostile pattern ends here after about a second.
-constexpr std::uint32_t kMatchLimit = 50'000'000;
+// PCRE2's own default: the well-known patterns need few steps, a hostile one ends here within a second.
+constexpr std::uint32_t kMatchLimit = 10'000'000;
 constexpr std::size_t kJitStackBytes = std::size_t{1} << 20;
 constexpr std::size_t kLongestPattern = 64 * 1024;
 

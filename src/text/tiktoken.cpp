@@ -15,6 +15,9 @@
 namespace quaver {
 namespace {
 
+// A token is cut at each of its bytes below; the longest of the well-known files have 128 bytes.
+constexpr std::size_t kLongestToken = 4096;
+
 struct Line {
   std::string bytes;
   std::int32_t rank;
@@ -44,7 +47,7 @@ std::optional<Line> parse_line(std::string_view line) {
   const std::size_t space = line.find(' ');
   if (space == std::string_view::npos) return std::nullopt;
   auto bytes = from_base64(line.substr(0, space));
-  if (!bytes || bytes->empty()) return std::nullopt;
+  if (!bytes || bytes->empty() || bytes->size() > kLongestToken) return std::nullopt;
   const std::string_view number = line.substr(space + 1);
   std::int32_t rank = -1;
   const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), rank);

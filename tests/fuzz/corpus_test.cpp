@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <ostream>
 #include <string>
 
 #include "base/files.h"
@@ -10,6 +11,7 @@
 #include "fuzz/targets.h"
 
 namespace quaver::fuzz {
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -27,6 +29,14 @@ std::string damaged(std::string input, std::uint64_t seed) {
   return input;
 }
 
+}  // namespace
+
+void PrintTo(const Target& target, std::ostream* out) {
+  *out << target.name;
+}
+
+namespace {
+
 class FuzzCorpus : public testing::TestWithParam<Target> {};
 
 TEST_P(FuzzCorpus, IsAcceptedOrRefusedWithAnError) {
@@ -43,8 +53,7 @@ TEST_P(FuzzCorpus, IsAcceptedOrRefusedWithAnError) {
   EXPECT_GT(inputs, 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, FuzzCorpus,
-                         testing::ValuesIn(targets().begin(), targets().end()),
+INSTANTIATE_TEST_SUITE_P(Targets, FuzzCorpus, testing::ValuesIn(targets().begin(), targets().end()),
                          [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

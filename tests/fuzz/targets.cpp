@@ -20,7 +20,8 @@ void check(bool condition) {
 void tokenizer(std::string_view input) {
   const std::size_t end = input.find('\0');
   const std::string file(input.substr(0, end));
-  const std::string text(end == std::string_view::npos ? "the text, 12 \xF0\x9F\x98\x80\xFF" : input.substr(end + 1));
+  const std::string text(end == std::string_view::npos ? "the text, 12 \xF0\x9F\x98\x80\xFF"
+                                                       : input.substr(end + 1));
   const auto loaded = parse_tokenizer(file, "input");
   for (const std::int32_t token : loaded->encode(text)) check(token >= 0 && token < loaded->vocab());
   (void)loaded->decode(loaded->encode(text));
