@@ -31,6 +31,7 @@ class InputFile {
  public:
   explicit InputFile(const std::string& path);
   std::uint64_t size() const { return size_; }
+  int descriptor() const { return file_.get(); }
   /// Fills `destination` from `offset`; a file that ends before is an error.
   void read(std::uint64_t offset, std::span<std::byte> destination) const;
 

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
 
 #include "base/check.h"
 #include "base/files.h"
@@ -12,34 +10,30 @@
 namespace quaver {
 namespace {
 
-static_assert(std::endian::native == std::endian::little,
-              "safetensors is little-endian, and so are the machines we run on");
-
-constexpr std::uint64_t kLengthBytes = 8;
-
-/// Reads and checks the header; `data_begin` becomes the offset of the data in the file.
-SafetensorsHeader read_header(const std::string& path, const InputFile& file, std::uint64_t& data_begin) try {
-  if (file.size() < kLengthBytes) {
-    fail(ErrorKind::data, "expected a header length of 8 bytes, but the file has {} bytes", file.size());
-  }
-  std::uint64_t length = 0;
-  file.read(0, std::as_writable_bytes(std::span(&length, 1)));
-  if (length > kMaxSafetensorsHeader || length > file.size() - kLengthBytes) {
-    fail(ErrorKind::data, "a header of {} bytes does not fit: the file has {} bytes, and a header at most {}",
-         length, file.size(), kMaxSafetensorsHeader);
-  }
-  std::string text(length, '\0');
-  file.read(kLengthBytes, std::as_writable_bytes(std::span(text)));
-  data_begin = kLengthBytes + length;
-  return parse_safetensors_header(text, file.size() - data_begin);
+/// Adds the file's name to what `parse` finds wrong.
+template <typename Parse>
+auto naming(const std::string& path, Parse parse) try {
+  return parse();
 } catch (const Error& error) {
   fail(error.kind(), "{}: not a valid safetensors file: {}", path, error.what());
+}
+
+/// Reads and checks the header; `data_begin` becomes the offset of the data in the file.
+SafetensorsHeader read_header(const InputFile& file, std::uint64_t& data_begin) {
+  std::array<std::byte, kSafetensorsLengthBytes> first{};
+  const std::span<std::byte> begin =
+      std::span(first).first(std::min<std::uint64_t>(file.size(), first.size()));
+  file.read(0, begin);
+  std::string text(safetensors_header_length(begin, file.size()), '\0');
+  file.read(first.size(), std::as_writable_bytes(std::span(text)));
+  data_begin = first.size() + text.size();
+  return parse_safetensors_header(text, file.size() - data_begin);
 }
 
 Safetensors read(const std::string& path, bool with_data) {
   const InputFile file(path);
   std::uint64_t data_begin = 0;
-  SafetensorsHeader header = read_header(path, file, data_begin);
+  SafetensorsHeader header = naming(path, [&] { return read_header(file, data_begin); });
   Safetensors result{{}, std::move(header.metadata)};
   for (SafetensorsEntry& entry : header.entries) {
     NamedArray array{std::move(entry.name), entry.dtype, std::move(entry.shape), {}};
@@ -58,6 +52,16 @@ const NamedArray* Safetensors::find(const std::string& name) const {
   const auto found =
       std::find_if(arrays.begin(), arrays.end(), [&](const NamedArray& array) { return array.name == name; });
   return found == arrays.end() ? nullptr : &*found;
+}
+
+MappedSafetensors::MappedSafetensors(const std::string& path) : file_(path) {
+  std::uint64_t data_begin = 0;
+  SafetensorsHeader header = naming(path, [&] { return parse_safetensors(file_.bytes(), data_begin); });
+  metadata_ = std::move(header.metadata);
+  for (SafetensorsEntry& entry : header.entries) {
+    arrays_.push_back({std::move(entry.name), entry.dtype, std::move(entry.shape),
+                       file_.bytes().subspan(data_begin + entry.begin, entry.end - entry.begin)});
+  }
 }
 
 Safetensors read_safetensors(const std::string& path) {

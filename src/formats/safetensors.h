@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "quaver/tensor.h"
 
 namespace quaver {
@@ -41,6 +42,29 @@ Safetensors read_safetensors(const std::string& path);
 /// Reads the metadata and every array's name, type and shape, but leaves `bytes` empty. As strict as
 /// `read_safetensors`.
 Safetensors read_safetensors_header(const std::string& path);
+
+/// An array inside a mapped file. Trap: the format does not align arrays, so that `bytes` may begin anywhere;
+/// copy elements out (memcpy) instead of casting the pointer.
+struct MappedArray {
+  std::string name;
+  DType dtype = DType::f32;
+  Shape shape;
+  std::span<const std::byte> bytes;
+};
+
+/// A file whose arrays are looked at where they lie: only what is touched is read. As strict as
+/// `read_safetensors`; what base/mapped_file.h says about files that shrink holds.
+class MappedSafetensors {
+ public:
+  explicit MappedSafetensors(const std::string& path);
+  const std::vector<MappedArray>& arrays() const { return arrays_; }  ///< in order of their offsets
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+ private:
+  MappedFile file_;
+  std::vector<MappedArray> arrays_;
+  std::map<std::string, std::string> metadata_;
+};
 
 /// Writes arrays in the given order, atomically (base/files.h). Throws Error(usage) when bytes do not fit a
 /// shape or a name occurs twice, and Error(failure) when the file cannot be written.

@@ -1,6 +1,8 @@
 #include "formats/safetensors_header.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -12,6 +14,9 @@ namespace quaver {
 namespace {
 
 using nlohmann::json;
+
+static_assert(std::endian::native == std::endian::little,
+              "safetensors is little-endian, and so are the machines we run on");
 
 constexpr const char* kMetadataKey = "__metadata__";
 constexpr std::pair<DType, const char*> kDTypes[] = {
@@ -142,6 +147,25 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, std::uint64_t 
   });
   check_cover(header.entries, data_bytes);
   return header;
+}
+
+std::uint64_t safetensors_header_length(std::span<const std::byte> first_bytes, std::uint64_t file_bytes) {
+  if (first_bytes.size() < kSafetensorsLengthBytes)
+    refuse("expected a header length of 8 bytes, but the file has {} bytes", first_bytes.size());
+  std::uint64_t length = 0;
+  std::memcpy(&length, first_bytes.data(), kSafetensorsLengthBytes);
+  if (length > kMaxSafetensorsHeader || length > file_bytes - kSafetensorsLengthBytes) {
+    refuse("a header of {} bytes does not fit: the file has {} bytes, and a header at most {}", length,
+           file_bytes, kMaxSafetensorsHeader);
+  }
+  return length;
+}
+
+SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::uint64_t& data_begin) {
+  const std::uint64_t length = safetensors_header_length(file, file.size());
+  data_begin = kSafetensorsLengthBytes + length;
+  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kSafetensorsLengthBytes, length);
+  return parse_safetensors_header(text, file.size() - data_begin);
 }
 
 std::string format_safetensors_header(const SafetensorsHeader& header) {

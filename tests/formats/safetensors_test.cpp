@@ -56,11 +56,13 @@ class SafetensorsTest : public testing::Test {
     std::memcpy(file.data(), &length, 8);
     return folder_.write("file.safetensors", file + rest);
   }
+  void write_with_nothing() const { folder_.write("file.safetensors", ""); }
   /// The reason for which a file with this header is refused.
   std::string refusal(const std::string& header, std::size_t data_bytes) const {
     const std::string file = write_raw(header, data_bytes);
     const std::string message = error_message(ErrorKind::data, [&] { read_safetensors(file); });
     EXPECT_EQ(message, error_message(ErrorKind::data, [&] { read_safetensors_header(file); }));
+    EXPECT_EQ(message, error_message(ErrorKind::data, [&] { MappedSafetensors mapped(file); }));
     EXPECT_TRUE(message.starts_with(file + ": not a valid safetensors file: ")) << message;
     return message;
   }
@@ -80,6 +82,26 @@ TEST_F(SafetensorsTest, RoundTrip) {
   ASSERT_NE(file.find("i32"), nullptr);
   EXPECT_EQ(file.find("i32")->dtype, DType::i32);
   EXPECT_EQ(file.find("i33"), nullptr);
+}
+
+TEST_F(SafetensorsTest, AMappedFileShowsTheSameArrays) {
+  const auto arrays = arrays_of_all_types();
+  write_safetensors(path(), arrays, {{"a", "b"}});
+  const MappedSafetensors opened(path());
+  write_safetensors(path(),
+                    std::vector{make_array("other", DType::f32, {1})});  // replaces, does not overwrite
+  EXPECT_EQ(opened.metadata(), (std::map<std::string, std::string>{{"a", "b"}}));
+  std::vector<NamedArray> found;
+  for (const MappedArray& array : opened.arrays()) {
+    found.push_back({array.name, array.dtype, array.shape, {array.bytes.begin(), array.bytes.end()}});
+  }
+  expect_equal(found, arrays);
+}
+
+TEST_F(SafetensorsTest, AnEmptyFileCanBeMappedAndIsRefused) {
+  write_with_nothing();
+  const std::string message = error_message(ErrorKind::data, [&] { MappedSafetensors mapped(path()); });
+  EXPECT_TRUE(contains(message, "expected a header length of 8 bytes, but the file has 0 bytes")) << message;
 }
 
 TEST_F(SafetensorsTest, RoundTripOfNothing) {
