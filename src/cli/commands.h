@@ -46,6 +46,24 @@ struct DoctorArguments {
 };
 int doctor(const DoctorArguments& arguments);
 
+struct ExportArguments {
+  std::string run, output;
+  std::string dtype = "float32";
+  std::uint64_t shard_bytes = std::uint64_t{5} << 30;
+  bool json = false;
+};
+int export_model(const ExportArguments& arguments);
+
+struct ImportArguments {
+  std::string folder, output;
+  std::vector<std::string> overrides;
+  std::string gate_layout = "stock";
+  std::string gate = "elementwise";
+  std::vector<std::string> ignored_keys;
+  bool json = false;
+};
+int import_model(const ImportArguments& arguments);
+
 struct BenchStepArguments {
   std::string config;  ///< a run file, or a run folder
   std::vector<std::string> overrides;

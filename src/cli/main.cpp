@@ -118,6 +118,7 @@ int run(int argc, char** argv) {
   add_sample(app, chosen);
   add_inspect(app, chosen);
   add_tokenize(app, chosen);
+  add_interop(app, chosen);
   add_bench(app, chosen);
   add_doctor(app, chosen);
   app.allow_extras();  // an unknown command is reported below; the commands themselves take no extras

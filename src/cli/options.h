@@ -1,4 +1,4 @@
-/// The program's arguments: what main.cpp and the subcommands of `bench` share.
+/// The program's arguments: what main.cpp and the files that add commands share.
 #pragma once
 
 #include <functional>
@@ -19,5 +19,8 @@ void add_tokenize(CLI::App& app, Command& chosen);
 
 /// Adds `bench` and its subcommands to `app`; the one that is given becomes `chosen`.
 void add_bench(CLI::App& app, Command& chosen);
+
+/// Adds `export` and `import`.
+void add_interop(CLI::App& app, Command& chosen);
 
 }  // namespace quaver::cli

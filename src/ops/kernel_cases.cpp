@@ -69,9 +69,10 @@ void add_casts(Cases& cases, std::int64_t tokens) {
   }
   for (auto [name, from, to] : {std::tuple{"convert f32 to bf16", DType::f32, DType::bf16},
                                 std::tuple{"convert bf16 to f32", DType::bf16, DType::f32}}) {
-    cases.add(name, tokens, kWidth, 6, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-      return [&b, x = random_real(b, from, {m, n}, 1), y = filled(b, to, {m, n}, 0)] { b.convert(x, y); };
-    });
+    cases.add(
+        name, tokens, kWidth, 6, [from = from, to = to](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, x = random_real(b, from, {m, n}, 1), y = filled(b, to, {m, n}, 0)] { b.convert(x, y); };
+        });
   }
 }
 

@@ -69,4 +69,17 @@ std::string to_toml(const RunConfig& config) {
   return text;
 }
 
+std::vector<std::string> differing_keys(const RunConfig& a, const RunConfig& b) {
+  std::vector<std::string> keys;
+  for (const ConfigField& field : run_config_fields()) {
+    if (field.toml(a) != field.toml(b)) keys.push_back(field.name);
+  }
+  return keys;
+}
+
+bool describes_weights(std::string_view key) {
+  return key.starts_with("model.") && key != "model.context" && key != "model.init_std" &&
+         key != "model.gate_bias_init";
+}
+
 }  // namespace quaver

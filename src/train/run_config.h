@@ -25,6 +25,8 @@ enum class ScheduleKind { cosine, wsd };
 /// Section [train].
 struct TrainConfig {
   std::int64_t steps = 1000;  ///< optimizer steps
+  /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
+  std::string init = "random";
   std::uint64_t seed = 1;     ///< of initial weights and of the order of the data
   float lr = 3e-4f;           ///< the highest learning rate
   float min_lr_ratio = 0.1f;  ///< the last learning rate, as a share of lr
@@ -90,6 +92,12 @@ struct RunConfig {
 
   friend bool operator==(const RunConfig&, const RunConfig&) = default;
 };
+
+/// Names of the keys whose values differ.
+std::vector<std::string> differing_keys(const RunConfig& a, const RunConfig& b);
+/// Whether weights made under one value of this key mean something else under another: the keys of [model] but
+/// for the context and initial values.
+bool describes_weights(std::string_view key);
 
 std::string_view name_of(Precision precision);
 std::string_view name_of(ScheduleKind schedule);

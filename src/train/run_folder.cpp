@@ -198,6 +198,15 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
   return loaded;
 }
 
+void load_weights(const std::string& run, const RunConfig& config, LanguageModel& model) {
+  require_run(run);
+  for (const std::string& key : differing_keys(load_run_config(config_path(run)), config)) {
+    require(!describes_weights(key),
+            "{}: differs from that of train.init = \"{}\", whose weights it describes", key, run);
+  }
+  load_parameters(model, read_part(model_path(run)), model_path(run));
+}
+
 std::vector<LinearState> load_fp8_state(const std::string& run) {
   require_run(run);
   const std::string path = fp8_state_path(run);

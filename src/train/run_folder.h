@@ -36,6 +36,10 @@ struct LoadedRun {
 /// Throws Error(data) when the folder holds no complete run.
 LoadedRun load_run(const std::string& run, std::span<const std::string> overrides = {});
 
+/// Replaces the model's weights by those of a run, whose [model] must be equal but for context and init_std.
+/// Throws Error(usage) naming the key that differs, and Error(data) when the folder holds no complete run.
+void load_weights(const std::string& run, const RunConfig& config, LanguageModel& model);
+
 /// The FP8 state alone.
 std::vector<LinearState> load_fp8_state(const std::string& run);
 

@@ -50,6 +50,7 @@ class Run {
             load_token_data(config.data, config.model.context, config.model.vocab)) {}
 
   TrainingResult execute() {
+    if (config_.train.init != "random") load_weights(config_.train.init, config_, trainer_.model());
     create_run_folder(config_);
     AppendFile metrics(metrics_path(config_.run.dir));
     observer_.started({trainer_.backend().describe(), parameter_count(config_.model), source_.tokens(),

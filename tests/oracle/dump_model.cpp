@@ -10,37 +10,15 @@
 #include <exception>
 
 #include "base/random.h"
-#include "formats/safetensors.h"
 #include "quaver/backend.h"
 #include "quaver/language_model.h"
+#include "random_model.h"
 #include "train/run_config.h"
 
 namespace quaver {
 namespace {
 
 constexpr std::int64_t kBatch = 2;
-
-class Disturb : public ModuleVisitor {
- public:
-  explicit Disturb(Backend& backend) : backend_(backend) {}
-  void parameter(const std::string& name, Parameter& parameter) override {
-    std::vector<float> values = download(backend_, parameter.value);
-    const Random random(7, stable_hash(name));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] += 0.1f * random.normal(i);
-    backend_.copy_from_host(values.data(), parameter.value);
-    ++parameter.version;
-  }
-
- private:
-  Backend& backend_;
-};
-
-NamedArray to_array(Backend& backend, const std::string& name, const Tensor& tensor) {
-  NamedArray array{name, tensor.dtype(), tensor.shape(), {}};
-  array.bytes.resize(static_cast<std::size_t>(tensor.elements()) * size_of(tensor.dtype()));
-  backend.copy_to_host(tensor, array.bytes.data());
-  return array;
-}
 
 class Collect : public ModuleVisitor {
  public:
@@ -60,8 +38,7 @@ void dump(const std::string& config_path, const std::string& out_path,
   const RunConfig config = load_run_config(config_path, overrides);
   const auto backend = make_backend(config.backend, config.threads);
   LanguageModel model(backend, config.model, config.train.seed);
-  Disturb disturb(*backend);
-  model.visit("", disturb);
+  disturb(model);
 
   const std::int64_t length = config.model.context, rows = kBatch * length;
   const Random random(11, 0);
