@@ -12,6 +12,14 @@
 namespace quaver {
 namespace {
 
+/// Adds the folder to what `action` finds wrong.
+template <typename Action>
+auto naming(const std::string& folder, Action action) try {
+  return action();
+} catch (const Error& error) {
+  fail(error.kind(), "{}: {}", folder, error.what());
+}
+
 RunConfig run_config(const HfImportOptions& options, const ModelConfig& model) {
   RunConfig imported;
   imported.precision = Precision::bf16;
@@ -42,21 +50,17 @@ bool copy_tokenizer(const std::string& from, const std::string& to) {
 HfImported import_hf_model(const HfImportOptions& options) {
   const std::string source = options.folder + "/config.json";
   HfModel model = parse_hf_config(read_file(source), source, options.gate_layout, options.ignored_keys);
-  FloatArrays weights;
-  try {
-    weights = from_hf_weights(model, read_hf_weights(options.folder));
-    if (options.headwise_gate) {
-      require(model.config.gate == GateKind::elementwise,
-              "--gate headwise: this model has no elementwise gate");
-      model.config.gate = GateKind::headwise;
-      make_gates_headwise(model.config, weights);
-    }
-  } catch (const Error& error) {
-    fail(error.kind(), "{}: {}", options.folder, error.what());
+  FloatArrays weights =
+      naming(options.folder, [&] { return from_hf_weights(model, read_hf_weights(options.folder)); });
+  if (options.headwise_gate) {
+    require(model.config.gate == GateKind::elementwise,
+            "--gate headwise: this model has no elementwise gate");
+    model.config.gate = GateKind::headwise;
+    naming(options.folder, [&] { make_gates_headwise(model.config, weights); });
   }
   const RunConfig config = run_config(options, model.config);
   LanguageModel built(make_backend(config.backend, config.threads), config.model, config.train.seed);
-  write_parameters(built, std::move(weights));
+  naming(options.folder, [&] { write_parameters(built, std::move(weights)); });
   create_run_folder(config);
   const bool has_tokenizer = copy_tokenizer(options.folder, options.run);
   save_model(config, built, 0);

@@ -115,17 +115,19 @@ void add_activations(Cases& cases, std::int64_t tokens) {
   for (auto [forward, backward, kind] :
        {std::tuple{"swiglu, e4m3", "swiglu backward, e5m2", Activation::swiglu},
         std::tuple{"geglu, e4m3", "geglu backward, e5m2", Activation::geglu}}) {
-    cases.add(forward, tokens, kFeedForward, 5, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-      return
-          [&b, kind, g = random_real(b, DType::bf16, {m, n}, 1), u = random_real(b, DType::bf16, {m, n}, 2),
-           h = fp8_output(b, m, n, DType::e4m3)] { b.activation(kind, g, u, h); };
-    });
-    cases.add(backward, tokens, kFeedForward, 8, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-      return
-          [&b, kind, dh = random_real(b, DType::bf16, {m, n}, 1), g = random_real(b, DType::bf16, {m, n}, 2),
-           u = random_real(b, DType::bf16, {m, n}, 3), dg = fp8_output(b, m, n, DType::e5m2),
-           du = fp8_output(b, m, n, DType::e5m2)] { b.activation_backward(kind, dh, g, u, dg, du); };
-    });
+    cases.add(forward, tokens, kFeedForward, 5,
+              [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return [&b, kind, g = random_real(b, DType::bf16, {m, n}, 1),
+                        u = random_real(b, DType::bf16, {m, n}, 2),
+                        h = fp8_output(b, m, n, DType::e4m3)] { b.activation(kind, g, u, h); };
+              });
+    cases.add(
+        backward, tokens, kFeedForward, 8, [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, kind, dh = random_real(b, DType::bf16, {m, n}, 1),
+                  g = random_real(b, DType::bf16, {m, n}, 2), u = random_real(b, DType::bf16, {m, n}, 3),
+                  dg = fp8_output(b, m, n, DType::e5m2),
+                  du = fp8_output(b, m, n, DType::e5m2)] { b.activation_backward(kind, dh, g, u, dg, du); };
+        });
   }
 }
 
@@ -165,21 +167,22 @@ void add_heads(Cases& cases, std::int64_t tokens) {
   for (auto [forward, backward, norm] :
        {std::tuple{"rotary", "rotary backward", QkNorm::none},
         std::tuple{"rotary with QK norm", "rotary with QK norm backward", QkNorm::pre_rope}}) {
-    cases.add(forward, tokens, kWidth, 4, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+    cases.add(forward, tokens, kWidth, 4, [norm = norm](Backend& b, std::int64_t m, std::int64_t n) -> Run {
       return [&b, t = head_transform(b, norm, kContext), x = random_real(b, DType::bf16, {m, n}, 1),
               p = indices(b, m, 1, kContext),
               y = filled(b, DType::bf16, {m, n}, 0)] { b.transform_heads(t, x, p, y); };
     });
     const bool normed = norm != QkNorm::none;
-    cases.add(
-        backward, tokens, kWidth, normed ? 6 : 4, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-          return [&b, t = head_transform(b, norm, kContext), dy = random_real(b, DType::bf16, {m, n}, 1),
-                  x = normed ? random_real(b, DType::bf16, {m, n}, 2) : Tensor(),
-                  p = indices(b, m, 1, kContext), dx = filled(b, DType::bf16, {m, n}, 0),
-                  dgain = normed ? filled(b, DType::f32, {kHeadDim}, 0) : Tensor()] {
-            b.transform_heads_backward(t, dy, x, p, dx, dgain);
-          };
-        });
+    cases.add(backward, tokens, kWidth, normed ? 6 : 4,
+              [norm = norm, normed](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+                return
+                    [&b, t = head_transform(b, norm, kContext), dy = random_real(b, DType::bf16, {m, n}, 1),
+                     x = normed ? random_real(b, DType::bf16, {m, n}, 2) : Tensor(),
+                     p = indices(b, m, 1, kContext), dx = filled(b, DType::bf16, {m, n}, 0),
+                     dgain = normed ? filled(b, DType::f32, {kHeadDim}, 0) : Tensor()] {
+                      b.transform_heads_backward(t, dy, x, p, dx, dgain);
+                    };
+              });
   }
 }
 
