@@ -25,8 +25,6 @@ enum class ScheduleKind { cosine, wsd };
 /// Section [train].
 struct TrainConfig {
   std::int64_t steps = 1000;  ///< optimizer steps
-  /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
-  std::string init = "random";
   std::uint64_t seed = 1;     ///< of initial weights and of the order of the data
   float lr = 3e-4f;           ///< the highest learning rate
   float min_lr_ratio = 0.1f;  ///< the last learning rate, as a share of lr
@@ -41,6 +39,8 @@ struct TrainConfig {
   std::int64_t eval_batches = 20;  ///< validation batches per evaluation; 0: all
   std::int64_t log_every = 10;     ///< steps between log lines
   std::int64_t save_every = 0;     ///< steps between checkpoints; 0: only at the end
+  /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
+  std::string init = "random";
 
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 };

@@ -238,7 +238,6 @@ void add_data(std::vector<ConfigField>& fields) {
 void add_train(std::vector<ConfigField>& fields) {
   Section train(
       fields, "train", [](auto& config) -> auto& { return config.train; });
-  train.text("init", &TrainConfig::init, "\"random\", or a run folder whose weights to begin with");
   train.integer("steps", &TrainConfig::steps, 1, std::int64_t{1} << 40, "optimizer steps");
   train.integer("seed", &TrainConfig::seed, 0, kNoLimit, "of initial weights and of the order of the data");
   train.number("lr", &TrainConfig::lr, kPositiveShare, "the highest learning rate");
@@ -266,6 +265,7 @@ void add_train(std::vector<ConfigField>& fields) {
   train.integer("log_every", &TrainConfig::log_every, 1, kNoLimit, "steps between log lines");
   train.integer("save_every", &TrainConfig::save_every, 0, kNoLimit,
                 "steps between checkpoints; 0: only at the end");
+  train.text("init", &TrainConfig::init, "\"random\", or a run folder whose weights to begin with");
 }
 
 void add_fp8(std::vector<ConfigField>& fields) {
