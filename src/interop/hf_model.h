@@ -19,10 +19,10 @@ struct HfExportOptions {
 struct HfExported {
   HfArchitecture architecture = HfArchitecture::llama;
   std::int64_t parameters = 0;  ///< elements written
-  bool has_tokenizer = false;   ///< false: the vocabulary cannot hold the byte tokens
+  bool has_tokenizer = false;   ///< false: the run's tokens have no tokenizer.json
 };
 
-/// Writes config.json, generation_config.json, the weights and the byte tokenizer's files. Throws Error(usage)
+/// Writes config.json, generation_config.json, the weights and the tokenizer's files. Throws Error(usage)
 /// naming the key for a model that no stock architecture computes.
 HfExported export_hf_model(const HfExportOptions& options);
 
