@@ -35,6 +35,7 @@ class Splitter {
   /// Error(data) when a pattern needs too many steps for this text.
   template <typename Piece>
   void split(std::string_view text, Piece piece) {
+    prepare(text);
     split_stage(0, text, piece);
   }
 
@@ -47,6 +48,8 @@ class Splitter {
   };
   Range next_match(std::size_t stage, std::string_view text, std::size_t from);
   bool drops_gaps(std::size_t stage) const;
+  /// Chooses the form of the patterns that is right for `text`.
+  void prepare(std::string_view text);
 
   template <typename Piece>
   void split_stage(std::size_t stage, std::string_view text, Piece& piece) {
