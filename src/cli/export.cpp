@@ -22,8 +22,7 @@ int export_model(const ExportArguments& arguments) {
   }
   fmt::print("{}: {}, {} parameters in {}\n", arguments.output, architecture, result.parameters,
              arguments.dtype);
-  if (!result.has_tokenizer)
-    fmt::print("no tokenizer files: the run's tokens have no tokenizer.json\n");
+  if (!result.has_tokenizer) fmt::print("no tokenizer files: the run's tokens have no tokenizer.json\n");
   return 0;
 }
 
