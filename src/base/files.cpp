@@ -1,6 +1,7 @@
 #include "base/files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,16 +20,6 @@ namespace {
 /// The text of an errno value; unlike strerror, safe with threads.
 std::string reason(int error) {
   return std::generic_category().message(error);
-}
-
-bool write_all(int descriptor, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return false;
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
-  return true;
 }
 
 /// Makes a rename durable. Best effort: some file systems cannot synchronise a folder, and the data itself is
@@ -62,6 +53,16 @@ FileHandle::~FileHandle() {
 bool FileHandle::close() {
   const int descriptor = std::exchange(descriptor_, -1);
   return descriptor < 0 || ::close(descriptor) == 0;
+}
+
+bool write_all(int descriptor, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return false;
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+  }
+  return true;
 }
 
 // Not blocking matters for a pipe given by mistake: opening it must fail below, not wait for a writer.
@@ -126,6 +127,20 @@ void AppendFile::append(std::string_view line) {
   if (!write_all(file_.get(), std::as_bytes(std::span(text)))) {
     fail(ErrorKind::failure, "{}: cannot append: {}", path_, reason(errno));
   }
+}
+
+void AppendFile::sync() const {
+  // EINVAL: a device or pipe, which has nothing to synchronise.
+  if (::fsync(file_.get()) != 0 && errno != EINVAL)
+    fail(ErrorKind::failure, "{}: cannot synchronise: {}", path_, reason(errno));
+}
+
+FolderLock::FolderLock(const std::string& folder)
+    : folder_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  if (folder_.get() < 0) fail(ErrorKind::failure, "{}: cannot open the folder: {}", folder, reason(errno));
+  const bool held = ::flock(folder_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  require(!held, "{}: another process is writing this folder. Hint: wait for it, or choose another folder",
+          folder);
 }
 
 void make_directories(const std::string& path) {

@@ -26,6 +26,9 @@ class FileHandle {
   int descriptor_;
 };
 
+/// Writes all of `bytes`; false, with the reason in errno, when the system refuses.
+bool write_all(int descriptor, std::span<const std::byte> bytes);
+
 /// A regular file open for reading. Errors are of kind data.
 class InputFile {
  public:
@@ -58,10 +61,23 @@ class AppendFile {
   explicit AppendFile(const std::string& path);
   /// Appends `line` and a line end.
   void append(std::string_view line);
+  /// Makes the lines so far durable. Another thread may call it.
+  void sync() const;
 
  private:
   std::string path_;
   FileHandle file_;
+};
+
+/// Holds a folder for one process: another lock of the same folder fails while this one lives. The lock ends
+/// with the process, however it ends.
+class FolderLock {
+ public:
+  /// Throws Error(usage) when another process holds `folder`. A file system without locks locks nothing.
+  explicit FolderLock(const std::string& folder);
+
+ private:
+  FileHandle folder_;
 };
 
 /// Makes a folder and those above it; an existing one is fine. Throws Error(failure).

@@ -15,10 +15,15 @@ namespace {
 
 // A signal handler can reach nothing else.
 volatile std::sig_atomic_t stop_signal = 0;
+volatile std::sig_atomic_t save_signal = 0;
 
 void remember_signal(int number) {
   stop_signal = number;
   std::signal(number, SIG_DFL);
+}
+
+void remember_save_signal(int number) {
+  save_signal = number;
 }
 
 double share(std::int64_t part, std::int64_t whole) {
@@ -70,6 +75,16 @@ void Progress::started(const RunStart& start) {
                    with_prefix(static_cast<double>(start.validation_tokens))),
        true);
   for (const MeasuredLinears& measured : start.measured) show(describe(measured), true);
+  show_origin(start);
+}
+
+void Progress::show_origin(const RunStart& start) {
+  for (const DamagedCheckpoint& damaged : start.damaged) {
+    show(fmt::format("passed over {}, set aside as {}.damaged: {}", damaged.path, damaged.path, damaged.reason),
+         true);
+  }
+  if (!start.checkpoint.empty())
+    show(fmt::format("resuming after step {} from {}", start.step, start.checkpoint), true);
 }
 
 void Progress::gradients_ready(std::int64_t /*step*/, LanguageModel& model) {
@@ -95,6 +110,23 @@ void Progress::stepped(const StepReport& report) {
   }
 }
 
+void Progress::saved(const SaveReport& report) {
+  if (!report.error.empty()) {
+    show(fmt::format("step {}/{} | not saved: {}", report.step, config_.train.steps, report.error), true);
+    return;
+  }
+  show(fmt::format("step {}/{} | saved {} in {:.0f} ms; training stood still for {:.0f} ms", report.step,
+                   config_.train.steps, bytes(static_cast<std::int64_t>(report.bytes)), report.seconds * 1e3,
+                   report.blocking_seconds * 1e3),
+       true);
+}
+
+bool Progress::save_requested() {
+  const bool requested = save_signal != 0;
+  save_signal = 0;
+  return requested;
+}
+
 bool Progress::stop_requested() {
   return stop_signal != 0;
 }
@@ -111,6 +143,7 @@ void Progress::show(const std::string& line, bool keep) {
 void catch_signals() {
   std::signal(SIGINT, remember_signal);
   std::signal(SIGTERM, remember_signal);
+  std::signal(SIGUSR1, remember_save_signal);
 }
 
 }  // namespace quaver::cli

@@ -25,10 +25,14 @@ class Progress : public TrainingObserver {
   void started(const RunStart& start) override;
   void gradients_ready(std::int64_t step, LanguageModel& model) override;
   void stepped(const StepReport& report) override;
+  void saved(const SaveReport& report) override;
   /// True once SIGINT or SIGTERM arrived (see catch_signals).
   bool stop_requested() override;
+  /// True once after every SIGUSR1.
+  bool save_requested() override;
 
  private:
+  void show_origin(const RunStart& start);
   void show(const std::string& line, bool keep);
 
   const RunConfig& config_;
@@ -38,7 +42,8 @@ class Progress : public TrainingObserver {
   bool line_is_open_ = false;
 };
 
-/// From now on the first SIGINT or SIGTERM asks for an end; a second one ends the program at once.
+/// From now on the first SIGINT or SIGTERM asks for an end; a second one ends the program at once. SIGUSR1 asks for a
+/// save.
 void catch_signals();
 
 }  // namespace quaver::cli

@@ -24,23 +24,21 @@ std::string describe(const Fp8Coverage& fp8) {
 void print_text(const RunConfig& config, const TrainingResult& result) {
   fmt::print("train loss       {} (mean of the last {} steps)\n", loss_text(result.train),
              std::min<std::int64_t>(kFinalSteps, result.steps));
-  fmt::print("validation loss  {}\n", loss_text(result.validation));
+  if (result.validation) fmt::print("validation loss  {}\n", loss_text(*result.validation));
   fmt::print("speed            {} tokens/s\n", with_prefix(result.tokens_per_second));
   fmt::print("FP8              {}\n", describe(result.fp8));
   fmt::print("peak memory      {} in tensors, {} process\n", bytes(result.arena.peak),
              bytes(result.process_peak));
   fmt::print("run folder       {}\n", config.run.dir);
   if (result.stopped)
-    fmt::print("stopped          by a signal after step {}; the model is saved\n", result.steps);
+    fmt::print("stopped          by a signal after step {}; saved: the same command goes on\n", result.steps);
 }
 
 void print_json(const RunConfig& config, const TrainingResult& result) {
-  const nlohmann::ordered_json json = {{"steps", result.steps},
+  nlohmann::ordered_json json = {{"steps", result.steps},
                                        {"stopped", result.stopped},
                                        {"train_loss", result.train.mean()},
                                        {"train_bpb", result.train.bits_per_byte()},
-                                       {"val_loss", result.validation.mean()},
-                                       {"val_bpb", result.validation.bits_per_byte()},
                                        {"tokens_per_s", result.tokens_per_second},
                                        {"linear_modules", result.fp8.linears},
                                        {"fp8_modules", result.fp8.in_fp8},
@@ -48,6 +46,10 @@ void print_json(const RunConfig& config, const TrainingResult& result) {
                                        {"peak_tensor_bytes", result.arena.peak},
                                        {"peak_process_bytes", result.process_peak},
                                        {"run", config.run.dir}};
+  if (result.validation) {
+    json["val_loss"] = result.validation->mean();
+    json["val_bpb"] = result.validation->bits_per_byte();
+  }
   fmt::print("{}\n", json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
@@ -59,6 +61,8 @@ int train(const TrainArguments& arguments) {
           "--strict-fp8: precision is \"{}\", in which nothing runs in FP8", name_of(config.precision));
   // So that the run folder can be evaluated from any working directory.
   config.data.path = std::filesystem::absolute(config.data.path).lexically_normal();
+  if (config.resume != kResumeAuto && config.resume != kResumeNone)
+    config.resume = std::filesystem::absolute(config.resume).lexically_normal();
   if (names_tokenizer_file(config.data.tokenizer))
     config.data.tokenizer = std::filesystem::absolute(config.data.tokenizer).lexically_normal();
   Progress progress(config, measure_peak(config, 0.2), arguments.strict_fp8);

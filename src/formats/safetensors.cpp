@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/files.h"
@@ -72,8 +73,8 @@ Safetensors read_safetensors_header(const std::string& path) {
   return read(path, false);
 }
 
-void write_safetensors(const std::string& path, std::span<const NamedArray> arrays,
-                       const std::map<std::string, std::string>& metadata) {
+std::string safetensors_preamble(std::span<const NamedArray> arrays,
+                                 const std::map<std::string, std::string>& metadata) {
   SafetensorsHeader header{{}, metadata};
   std::uint64_t offset = 0;
   for (const NamedArray& array : arrays) {
@@ -88,8 +89,15 @@ void write_safetensors(const std::string& path, std::span<const NamedArray> arra
   require(length <= kMaxSafetensorsHeader,
           "safetensors: the header would have {} bytes; at most {} are allowed", length,
           kMaxSafetensorsHeader);
-  std::vector<std::span<const std::byte>> chunks{std::as_bytes(std::span(&length, 1)),
-                                                 std::as_bytes(std::span(text))};
+  std::string preamble(sizeof length, '\0');
+  std::memcpy(preamble.data(), &length, sizeof length);
+  return preamble + text;
+}
+
+void write_safetensors(const std::string& path, std::span<const NamedArray> arrays,
+                       const std::map<std::string, std::string>& metadata) {
+  const std::string preamble = safetensors_preamble(arrays, metadata);
+  std::vector<std::span<const std::byte>> chunks{std::as_bytes(std::span(preamble))};
   for (const NamedArray& array : arrays) chunks.emplace_back(array.bytes);
   write_file_atomically(path, chunks);
 }

@@ -66,6 +66,11 @@ class MappedSafetensors {
   std::map<std::string, std::string> metadata_;
 };
 
+/// The bytes of a file of these arrays that come before the arrays' own. Throws Error(usage) when bytes do not
+/// fit a shape or a name occurs twice.
+std::string safetensors_preamble(std::span<const NamedArray> arrays,
+                                 const std::map<std::string, std::string>& metadata);
+
 /// Writes arrays in the given order, atomically (base/files.h). Throws Error(usage) when bytes do not fit a
 /// shape or a name occurs twice, and Error(failure) when the file cannot be written.
 void write_safetensors(const std::string& path, std::span<const NamedArray> arrays,

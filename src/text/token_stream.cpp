@@ -1,9 +1,11 @@
 #include "text/token_stream.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "base/check.h"
+#include "base/crc32c.h"
 
 namespace quaver {
 namespace {
@@ -47,6 +49,21 @@ void TokenStream::read(std::int64_t begin, std::span<std::int32_t> destination) 
       destination[done + i] = token_at(data, segment.width);
     done += here;
   }
+}
+
+std::uint32_t TokenStream::fingerprint() const {
+  constexpr std::int64_t kPlaces = 1024, kLength = 256;
+  const std::array<std::int64_t, 2> sizes = {size(), segments()};
+  std::uint32_t crc = crc32c(std::as_bytes(std::span(sizes)));
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(std::min(size(), kLength)));
+  for (std::int64_t place = 0; place < kPlaces; ++place) {
+    const auto length = static_cast<std::int64_t>(tokens.size());
+    // Shares of the stream, so that its length times the place cannot overflow.
+    const double share = static_cast<double>(place) / (kPlaces - 1);
+    read(static_cast<std::int64_t>(share * static_cast<double>(size() - length)), tokens);
+    crc = crc32c(std::as_bytes(std::span(tokens)), crc);
+  }
+  return crc;
 }
 
 TokenStream TokenStream::reordered(std::span<const std::int64_t> order) const {

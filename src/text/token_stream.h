@@ -23,6 +23,9 @@ class TokenStream {
   /// id becomes a negative number.
   void read(std::int64_t begin, std::span<std::int32_t> destination) const;
 
+  /// A checksum of the number of tokens and segments and of tokens at 1024 places: other data has another one.
+  std::uint32_t fingerprint() const;
+
   /// The same segments in another order.
   TokenStream reordered(std::span<const std::int64_t> order) const;
   /// The tokens [begin, end).

@@ -18,6 +18,7 @@ struct LossSum {
   double mean() const;           ///< nats per token
   double bits_per_byte() const;  ///< all nats, of document borders too, over `bytes`
   LossSum& operator+=(const LossSum& other);
+  friend bool operator==(const LossSum&, const LossSum&) = default;
 };
 
 /// A batch on the backend's device.

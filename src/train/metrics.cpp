@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace quaver {
@@ -29,6 +30,18 @@ std::string to_json_line(const StepReport& report) {
     if (report.validation->bytes > 0) line["val_bpb"] = report.validation->bits_per_byte();
   }
   return line.dump();
+}
+
+std::string metrics_until(std::int64_t step, std::string_view lines) {
+  std::string kept;
+  while (!lines.empty()) {
+    const std::string_view line = lines.substr(0, lines.find('\n'));
+    lines.remove_prefix(std::min(line.size() + 1, lines.size()));
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    const bool is_report = json.is_object() && json.contains("step") && json["step"].is_number_integer();
+    if (is_report && json["step"].get<std::int64_t>() <= step) kept.append(line).append("\n");
+  }
+  return kept;
 }
 
 }  // namespace quaver

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "train/fp8_report.h"
 #include "train/loss.h"
@@ -23,5 +24,8 @@ struct StepReport {
 
 /// The line of metrics.jsonl.
 std::string to_json_line(const StepReport& report);
+
+/// The lines of a metrics.jsonl for steps up to `step`. A line that a crash cut off is left out.
+std::string metrics_until(std::int64_t step, std::string_view lines);
 
 }  // namespace quaver

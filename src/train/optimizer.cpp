@@ -11,8 +11,8 @@ class AdamW::Collector : public ModuleVisitor {
  public:
   Collector(Backend& backend, std::vector<Entry>& entries) : backend_(backend), entries_(entries) {}
 
-  void parameter(const std::string& /*name*/, Parameter& parameter) override {
-    entries_.push_back({&parameter, zeros(parameter.value.shape()), zeros(parameter.value.shape())});
+  void parameter(const std::string& name, Parameter& parameter) override {
+    entries_.push_back({name, &parameter, zeros(parameter.value.shape()), zeros(parameter.value.shape())});
   }
 
  private:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "quaver/module.h"
@@ -29,12 +30,18 @@ class AdamW {
 
   /// Steps taken.
   std::int64_t steps() const { return steps_; }
+  /// For restoring a state, beside the moments.
+  void set_steps(std::int64_t steps) { steps_ = steps; }
+
+  /// A parameter and its moments.
+  struct Entry {
+    std::string name;
+    Parameter* parameter;
+    Tensor m, v;  ///< f32, of the parameter's shape
+  };
+  const std::vector<Entry>& entries() const { return entries_; }
 
  private:
-  struct Entry {
-    Parameter* parameter;
-    Tensor m, v;  // f32, of the parameter's shape
-  };
   class Collector;
   /// Writes the norm to norm_.
   void measure_norm();

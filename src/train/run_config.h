@@ -39,6 +39,7 @@ struct TrainConfig {
   std::int64_t eval_batches = 20;  ///< validation batches per evaluation; 0: all
   std::int64_t log_every = 10;     ///< steps between log lines
   std::int64_t save_every = 0;     ///< steps between checkpoints; 0: only at the end
+  std::int64_t keep_checkpoints = 2;  ///< so many of the newest are kept
   /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
   std::string init = "random";
 
@@ -80,10 +81,16 @@ struct RunFolder {
   friend bool operator==(const RunFolder&, const RunFolder&) = default;
 };
 
+/// Values of RunConfig::resume that are not paths.
+inline constexpr const char* kResumeAuto = "auto";
+inline constexpr const char* kResumeNone = "none";
+
 struct RunConfig {
   Precision precision = Precision::fp8;
   std::string backend = "cpu";  ///< "reference", "cpu" or "cuda"
   int threads = 0;              ///< 0: every processor
+  /// "auto": from the newest checkpoint in run.dir, if there is one; "none"; or a checkpoint (train/run_origin.h)
+  std::string resume = kResumeAuto;
   ModelConfig model;
   DataConfig data;
   TrainConfig train;

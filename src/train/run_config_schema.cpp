@@ -175,6 +175,8 @@ void add_top_level(std::vector<ConfigField>& fields) {
              "how Linears and activations are computed");
   top.word("backend", &RunConfig::backend, backend_names(), "where operations run");
   top.integer("threads", &RunConfig::threads, 0, 1024, "0: every processor");
+  top.text("resume", &RunConfig::resume,
+           "\"auto\": go on with the run in run.dir; \"none\"; or a checkpoint to begin at");
 }
 
 void add_model_sizes(std::vector<ConfigField>& fields) {
@@ -265,6 +267,8 @@ void add_train(std::vector<ConfigField>& fields) {
   train.integer("log_every", &TrainConfig::log_every, 1, kNoLimit, "steps between log lines");
   train.integer("save_every", &TrainConfig::save_every, 0, kNoLimit,
                 "steps between checkpoints; 0: only at the end");
+  train.integer("keep_checkpoints", &TrainConfig::keep_checkpoints, 1, kNoLimit,
+                "so many of the newest are kept");
   train.text("init", &TrainConfig::init, "\"random\", or a run folder whose weights to begin with");
 }
 

@@ -45,6 +45,7 @@ class Trainer {
   /// What fp8.auto measured; empty without it.
   const std::vector<MeasuredLinears>& measured() const { return measured_; }
   LanguageModel& model() { return model_; }
+  AdamW& optimizer() { return optimizer_; }
   Backend& backend() { return model_.backend(); }
   /// Optimizer steps taken.
   std::int64_t steps() const { return optimizer_.steps(); }

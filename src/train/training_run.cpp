@@ -1,10 +1,14 @@
 #include "train/training_run.h"
 
-#include <algorithm>
+#include <array>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
+#include <utility>
 #include <vector>
 
+#include "base/check.h"
+#include "base/crc32c.h"
 #include "base/files.h"
 #include "quaver/backend.h"
 #include "train/flops.h"
@@ -26,65 +30,107 @@ std::int64_t process_peak_bytes() {
   return 0;
 }
 
-/// The losses of the last kFinalSteps steps.
-class FinalLoss {
- public:
-  void add(const LossSum& loss) {
-    if (losses_.size() == kFinalSteps) losses_.erase(losses_.begin());
-    losses_.push_back(loss);
-  }
-  LossSum sum() const {
-    LossSum total;
-    for (const LossSum& loss : losses_) total += loss;
-    return total;
-  }
+constexpr const char* kSaveRequest = "save";
 
- private:
-  std::vector<LossSum> losses_;
-};
+/// Of the data in this very order: a run that goes on must meet the same.
+std::uint32_t fingerprint_of(const TokenData& data) {
+  const std::array<std::uint32_t, 2> splits = {data.train.fingerprint(), data.validation.fingerprint()};
+  return crc32c(std::as_bytes(std::span(splits)));
+}
 
 class Run {
  public:
-  Run(const RunConfig& config, TrainingObserver& observer)
-      : Run(config, observer, make_backend(config.backend, config.threads),
-            load_token_data(config.data, config.model.context, config.model.vocab)) {}
+  Run(const RunConfig& config, TrainingObserver& observer, FileSystem& files)
+      : Run(lock(config.run.dir), config, observer, files) {}
 
   TrainingResult execute() {
-    if (config_.train.init != "random") load_weights(config_.train.init, config_, trainer_.model());
-    create_run_folder(config_);
+    begin();
     AppendFile metrics(metrics_path(config_.run.dir));
-    observer_.started({trainer_.backend().describe(), parameter_count(config_.model), source_.tokens(),
-                       validation_.tokens(),
-                       training_flops_per_token(trainer_.model(), config_.model.context),
-                       trainer_.measured()});
+    Checkpointer checkpointer(files_, config_.run.dir, config_.train.keep_checkpoints,
+                              [&] { metrics.sync(); });
     TrainingResult result;
-    for (std::int64_t step = 1; step <= config_.train.steps && !result.stopped; ++step) {
-      StepReport report = take_step(step);
-      result.stopped = step < config_.train.steps && observer_.stop_requested();
-      const bool last = step == config_.train.steps || result.stopped;
-      if (last || is_due(config_.train.save_every, step)) save_model(config_, trainer_.model(), step);
-      if (last || is_due(config_.train.eval_every, step)) report.validation = trainer_.evaluate(validation_);
+    while (progress_.step < config_.train.steps && !result.stopped) {
+      StepReport report = take_step();
+      result.stopped = report.step < config_.train.steps && observer_.stop_requested();
+      const bool last = report.step == config_.train.steps;
+      if (last || is_due(config_.train.eval_every, report.step)) {
+        report.validation = trainer_.evaluate(validation_);
+      }
       metrics.append(to_json_line(report));
       observer_.stepped(report);
-      if (last) result.validation = *report.validation;
+      if (last || result.stopped || save_is_due(report.step)) {
+        tell(checkpointer.begin(trainer_, progress_));
+      }
+      tell(checkpointer.poll());
+      result.validation = report.validation;
     }
-    summarise(result);
+    finish(checkpointer, result);
     return result;
   }
 
  private:
-  Run(const RunConfig& config, TrainingObserver& observer, std::shared_ptr<Backend> backend,
-      const TokenData& data)
-      : observer_(observer),
-        trainer_(std::move(backend), config),
+  using Lock = std::optional<FolderLock>;
+
+  static Lock lock(const std::string& folder) {
+    return std::filesystem::exists(folder) ? Lock(folder) : Lock();
+  }
+
+  Run(Lock lock, const RunConfig& config, TrainingObserver& observer, FileSystem& files)
+      : Run(std::move(lock), find_origin(files, config), observer, files) {}
+
+  Run(Lock lock, const RunOrigin& origin, TrainingObserver& observer, FileSystem& files)
+      : Run(std::move(lock), origin, observer, files,
+            make_backend(origin.config.backend, origin.config.threads),
+            load_token_data(origin.config.data, origin.config.model.context, origin.config.model.vocab)) {}
+
+  Run(Lock lock, const RunOrigin& origin, TrainingObserver& observer, FileSystem& files,
+      std::shared_ptr<Backend> backend, const TokenData& data)
+      : lock_(std::move(lock)),
+        origin_(origin),
+        observer_(observer),
+        files_(files),
+        trainer_(std::move(backend), origin_.config),
         config_(trainer_.config()),
-        source_(data.train, data.rules, config.model.context, config.train.batch, config.train.seed),
-        validation_(data.validation, data.rules, config.model.context, config.train.batch) {}
+        source_(data.train, data.rules, config_.model.context, config_.train.batch, config_.train.seed),
+        validation_(data.validation, data.rules, config_.model.context, config_.train.batch) {
+    progress_.data_fingerprint = fingerprint_of(data);
+  }
 
   static bool is_due(std::int64_t every, std::int64_t step) { return every > 0 && step % every == 0; }
 
-  StepReport take_step(std::int64_t step) {
+  std::string request_path() const { return config_.run.dir + "/" + kSaveRequest; }
+
+  void begin() {
+    if (!origin_.checkpoint.empty()) {
+      restore();
+    } else if (config_.train.init != "random") {
+      load_weights(config_.train.init, config_, trainer_.model());
+    }
+    if (origin_.is_new) {
+      create_run_folder(config_);
+      if (!lock_) lock_.emplace(config_.run.dir);
+    } else {
+      continue_run_folder(config_, progress_.step);
+    }
+    observer_.started({trainer_.backend().describe(), parameter_count(config_.model), source_.tokens(),
+                       validation_.tokens(),
+                       training_flops_per_token(trainer_.model(), config_.model.context),
+                       trainer_.measured(), origin_.checkpoint, progress_.step, origin_.damaged});
+  }
+
+  void restore() {
+    const std::uint32_t data = progress_.data_fingerprint;
+    progress_ = restore_checkpoint(origin_.checkpoint, trainer_);
+    require(progress_.data_fingerprint == data,
+            "data.path: {} does not hold the tokens that the run in {} was trained on. Hint: give it the same data; "
+            "or train.init = \"{}\" with another run.dir begins from its weights",
+            config_.data.path, origin_.checkpoint, origin_.checkpoint);
+    if (!origin_.is_new) publish_model(origin_.checkpoint, config_.run.dir);
+  }
+
+  StepReport take_step() {
     const auto begin = Clock::now();
+    const std::int64_t step = progress_.step + 1;
     std::vector<HostBatch> batches;
     for (std::int64_t i = 0; i < config_.train.accumulation; ++i) {
       batches.push_back(source_.at((step - 1) * config_.train.accumulation + i));
@@ -93,35 +139,59 @@ class Run {
     const StepResult result =
         trainer_.step(lr, batches, [&](LanguageModel& model) { observer_.gradients_ready(step, model); });
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    seconds_ += seconds;
-    tokens_ += result.loss.tokens;
-    final_loss_.add(result.loss);
+    progress_.add(result, seconds);
     return {step, result.loss, lr, result.gradient_norm, seconds, result.casts, std::nullopt};
   }
 
-  void summarise(TrainingResult& result) {
+  bool save_is_due(std::int64_t step) {
+    const bool by_file = !requested_at_ && files_.exists(request_path());
+    if (by_file) requested_at_ = step;
+    const bool by_observer = observer_.save_requested();
+    return is_due(config_.train.save_every, step) || by_observer || by_file;
+  }
+
+  void tell(const std::optional<SaveReport>& report) {
+    if (!report) return;
+    if (requested_at_ && report->step >= *requested_at_) answer_request(report->error.empty());
+    observer_.saved(*report);
+  }
+
+  /// A request stands until a checkpoint that was begun after it is durable.
+  void answer_request(bool is_saved) {
+    requested_at_.reset();
+    if (is_saved && files_.exists(request_path())) files_.remove_file(request_path());
+  }
+
+  void finish(Checkpointer& checkpointer, TrainingResult& result) {
+    const std::optional<SaveReport> save = checkpointer.wait();
+    tell(save);
+    if (save && !save->error.empty()) fail(ErrorKind::failure, "{}", save->error);
+    if (!result.stopped && !result.validation) result.validation = trainer_.evaluate(validation_);
     result.steps = trainer_.steps();
-    result.train = final_loss_.sum();
-    result.tokens_per_second = static_cast<double>(tokens_) / seconds_;
+    for (const LossSum& loss : progress_.last_losses) result.train += loss;
+    result.tokens_per_second = static_cast<double>(progress_.tokens) / progress_.seconds;
     result.fp8 = fp8_coverage(trainer_.model());
     result.arena = trainer_.backend().memory_use();
     result.process_peak = process_peak_bytes();
   }
 
+  Lock lock_;  // none of a folder that does not exist yet
+  RunOrigin origin_;
   TrainingObserver& observer_;
+  FileSystem& files_;
   Trainer trainer_;
   const RunConfig& config_;
   BatchSource source_;
   ValidationBatches validation_;
-  FinalLoss final_loss_;
-  double seconds_ = 0;
-  std::int64_t tokens_ = 0;
+  RunProgress progress_;
+  std::optional<std::int64_t> requested_at_;  // the step in which the file "save" was seen
 };
 
 }  // namespace
 
 TrainingResult run_training(const RunConfig& config, TrainingObserver& observer) {
-  return Run(config, observer).execute();
+  PosixFileSystem files;
+  return Run(config, observer, files).execute();
 }
 
 }  // namespace quaver

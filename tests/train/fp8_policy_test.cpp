@@ -127,7 +127,7 @@ TEST_F(AppliedPolicyTest, AMixedRunIsSavedAndLoadedExactly) {
   Context context(run.model->backend());
   const LossSum loss = evaluate(*run.model, context, config.fp8.make_recipe(), validation_batches(config),
                                 config.train.eval_batches);
-  EXPECT_EQ(loss.nats, result.validation.nats);
+  EXPECT_EQ(loss.nats, result.validation->nats);
   for (const LinearState& state : load_fp8_state(config.run.dir))
     EXPECT_EQ(state.policy, fp8_policy_of(state.name, config.fp8, config.model.layers)) << state.name;
 }

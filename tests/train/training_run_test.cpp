@@ -52,7 +52,7 @@ TEST_F(TrainingRunTest, ALoadedModelEvaluatesToTheSameBits) {
       config.model.packed_qkv = lm_head;
       config.run.dir = folder.path("run" + std::to_string(run++));
       const TrainingResult result = run_training(config, silent);
-      EXPECT_EQ(loaded_validation_loss(config.run.dir), result.validation.nats)
+      EXPECT_EQ(loaded_validation_loss(config.run.dir), result.validation->nats)
           << name_of(precision) << lm_head;
     }
   }
@@ -96,7 +96,7 @@ TEST_F(TrainingRunTest, MetricsHaveOneObjectAStep) {
     EXPECT_EQ(lines[i].contains("val_bpb"), evaluated);
   }
   EXPECT_EQ(lines[1].at("lr"), 0.003);
-  EXPECT_EQ(lines.back().at("val_loss"), result.validation.mean());
+  EXPECT_EQ(lines.back().at("val_loss"), result.validation->mean());
   EXPECT_EQ(result.steps, 6);
 }
 
@@ -105,37 +105,23 @@ TEST_F(TrainingRunTest, TheResolvedConfigurationIsStored) {
   EXPECT_EQ(load_run_config(config_path(config.run.dir)), config);
 }
 
-TEST_F(TrainingRunTest, AFolderWithARunIsRefused) {
-  run_training(config, silent);
-  const std::string model = read_file(file("model.safetensors"));
-  const std::string message = error_message(ErrorKind::usage, [&] { run_training(config, silent); });
-  EXPECT_TRUE(contains(message, "run.dir: ")) << message;
-  EXPECT_TRUE(contains(message, "already holds a run")) << message;
-  EXPECT_EQ(read_file(file("model.safetensors")), model);
-}
-
-/// Injects a NaN at one step, having read the files as they were.
+/// Injects a NaN at one step.
 class Saboteur : public TrainingObserver {
  public:
-  Saboteur(std::int64_t step, std::string model_file) : step_(step), model_file_(std::move(model_file)) {}
+  explicit Saboteur(std::int64_t step) : step_(step) {}
   void gradients_ready(std::int64_t step, LanguageModel& model) override {
-    if (step != step_) return;
-    saved = read_file(model_file_);
-    inject_nan(model);
+    if (step == step_) inject_nan(model);
   }
-  std::string saved;
 
  private:
   std::int64_t step_;
-  std::string model_file_;
 };
 
 TEST_F(TrainingRunTest, ANanInAGradientKeepsTheLastSavedModel) {
   config.train.save_every = 2;
-  Saboteur saboteur(4, file("model.safetensors"));
+  Saboteur saboteur(4);
   const std::string message = error_message(ErrorKind::non_finite, [&] { run_training(config, saboteur); });
   EXPECT_TRUE(contains(message, "step 4: loss ")) << message;
-  EXPECT_EQ(read_file(file("model.safetensors")), saboteur.saved);
   EXPECT_EQ(load_run(config.run.dir).step, 2);
   EXPECT_EQ(metrics().size(), 3u);
   EXPECT_GT(loaded_validation_loss(config.run.dir), 0);
@@ -148,13 +134,13 @@ class Stopper : public TrainingObserver {
   std::int64_t last = 0;
 };
 
-TEST_F(TrainingRunTest, AStopOnRequestSavesAndEvaluates) {
+TEST_F(TrainingRunTest, AStopOnRequestSaves) {
   Stopper stopper;
   const TrainingResult result = run_training(config, stopper);
   EXPECT_TRUE(result.stopped);
   EXPECT_EQ(result.steps, 2);
+  EXPECT_FALSE(result.validation) << "whoever stops a run wants it to end now";
   EXPECT_EQ(load_run(config.run.dir).step, 2);
-  EXPECT_EQ(loaded_validation_loss(config.run.dir), result.validation.nats);
 }
 
 TEST_F(TrainingRunTest, AFullDiskLeavesTheEarlierModel) {
