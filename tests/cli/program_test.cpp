@@ -211,11 +211,21 @@ TEST_F(ProgramTest, TheReferenceBackendTrains) {
   EXPECT_TRUE(contains(result.out, "11 of 11 Linear modules, all three GEMMs"));
 }
 
-TEST_F(ProgramTest, AnExistingRunIsRefused) {
-  ASSERT_EQ(train().exit_code, 0);
-  const std::string model = read_file(run + "/model.safetensors");
-  expect_error(train(), 2, {"run.dir", "already holds a run", "Hint"});
-  EXPECT_EQ(read_file(run + "/model.safetensors"), model);
+TEST_F(ProgramTest, TheSameCommandGoesOnWithARun) {
+  ASSERT_EQ(train({"train.steps=3"}).exit_code, 0);
+  const ProgramResult result = train();
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_TRUE(contains(result.err, "resuming after step 3 from " + run)) << result.err;
+  EXPECT_TRUE(std::regex_search(result.err,
+                                std::regex(R"(step 6/6 \| saved \S+ \S+ in \d+ ms; training stood still)")))
+      << result.err;
+  expect_error(train({"train.lr=0.5"}), 2, {"run.dir", "train.lr = ", ", not 0.5", "Hint"});
+  expect_error(train({"resume=none"}), 2, {"run.dir", "already holds a run", "Hint"});
+  const ProgramResult branch =
+      train({"run.dir=" + folder.path("branch"), "resume=" + run + "/checkpoints/step-00000003"});
+  EXPECT_EQ(branch.exit_code, 0) << branch.err;
+  for (const char* name : {"/model.safetensors", "/fp8_state.safetensors"})
+    EXPECT_TRUE(read_file(folder.path("branch") + name) == read_file(run + name)) << name;
 }
 
 TEST_F(ProgramTest, NumbersThatAreNotFiniteEndTheRun) {
@@ -251,15 +261,36 @@ TEST_F(ProgramTest, AResultThatCannotBePrintedIsAFailure) {
   EXPECT_TRUE(contains(result.err, "quaver: error: ")) << result.err;
 }
 
+/// Shell commands that send a signal to the program that they precede, once it has written metrics.
+std::string signal_after_first_step(const std::string& signal, const TemporaryFolder& folder) {
+  return "(for i in $(seq 600); do sleep 0.1; test -s " + shell_quoted(folder.path("run/metrics.jsonl")) +
+         " && break; done; kill -" + signal + " $(cat " + shell_quoted(folder.path("pid")) +
+         ")) & sh -c 'echo $PPID' > " + shell_quoted(folder.path("pid"));
+}
+
 TEST_F(ProgramTest, ASignalStopsAndSaves) {
-  const ProgramResult result =
-      train({"train.steps=1000000", "train.log_every=1"},
-            "(for i in $(seq 600); do sleep 0.1; test -s " + shell_quoted(run + "/metrics.jsonl") +
-                " && break; done; kill -INT $(cat " + shell_quoted(folder.path("pid")) +
-                ")) & sh -c 'echo $PPID' > " + shell_quoted(folder.path("pid")));
+  for (const std::string signal : {"INT", "TERM"}) {
+    const ProgramResult result =
+        train({"train.steps=1000000", "train.log_every=1"}, signal_after_first_step(signal, folder));
+    EXPECT_EQ(result.exit_code, 75) << result.err;
+    EXPECT_TRUE(contains(result.out, "stopped")) << result.out;
+    EXPECT_TRUE(contains(result.err, "| saved ")) << result.err;
+    EXPECT_EQ(run_program({"eval", run}).exit_code, 0);
+    std::filesystem::remove_all(run);
+  }
+}
+
+TEST_F(ProgramTest, ASignalAsksForASave) {
+  // Saved by the request alone: a run of many steps, which a second signal ends.
+  const std::string later = "(for i in $(seq 600); do sleep 0.1; test -e " +
+                            shell_quoted(run + "/model.safetensors") + " && break; done; kill -TERM $(cat " +
+                            shell_quoted(folder.path("pid")) + ")) & ";
+  const ProgramResult result = train({"train.steps=1000000", "train.save_every=0", "train.log_every=1"},
+                                     later + signal_after_first_step("USR1", folder));
   EXPECT_EQ(result.exit_code, 75) << result.err;
-  EXPECT_TRUE(contains(result.out, "stopped")) << result.out;
-  EXPECT_EQ(run_program({"eval", run}).exit_code, 0);
+  const std::size_t first = result.err.find("| saved ");
+  ASSERT_NE(first, std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("| saved ", first + 1), std::string::npos) << result.err;
 }
 
 TEST_F(ProgramTest, BenchStepComparesFp8WithBf16) {
