@@ -41,6 +41,13 @@ struct InspectArguments {
 };
 int inspect(const InspectArguments& arguments);
 
+struct VerifyArguments {
+  std::string run;
+  bool json = false;
+};
+/// 3 when something is damaged.
+int verify(const VerifyArguments& arguments);
+
 struct DoctorArguments {
   bool json = false;
 };

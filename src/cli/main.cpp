@@ -68,6 +68,16 @@ void add_inspect(CLI::App& app, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }
 
+void add_verify(CLI::App& app, Command& chosen) {
+  CLI::App* command = app.add_subcommand("verify", "Check every file of a run");
+  auto arguments = std::make_shared<VerifyArguments>();
+  command->add_option("run", arguments->run, "run folder, or a checkpoint's folder")
+      ->required()
+      ->type_name("RUN");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return verify(*arguments); }; });
+}
+
 void add_doctor(CLI::App& app, Command& chosen) {
   CLI::App* command = app.add_subcommand("doctor", "What this machine has, and what a run would use");
   auto arguments = std::make_shared<DoctorArguments>();
@@ -117,6 +127,7 @@ int run(int argc, char** argv) {
   add_eval(app, chosen);
   add_sample(app, chosen);
   add_inspect(app, chosen);
+  add_verify(app, chosen);
   add_tokenize(app, chosen);
   add_interop(app, chosen);
   add_bench(app, chosen);

@@ -80,7 +80,8 @@ void Progress::started(const RunStart& start) {
 
 void Progress::show_origin(const RunStart& start) {
   for (const DamagedCheckpoint& damaged : start.damaged) {
-    show(fmt::format("passed over {}, set aside as {}.damaged: {}", damaged.path, damaged.path, damaged.reason),
+    show(fmt::format("passed over {}, set aside as {}.damaged: {}", damaged.path, damaged.path,
+                     damaged.reason),
          true);
   }
   if (!start.checkpoint.empty())

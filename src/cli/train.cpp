@@ -36,16 +36,16 @@ void print_text(const RunConfig& config, const TrainingResult& result) {
 
 void print_json(const RunConfig& config, const TrainingResult& result) {
   nlohmann::ordered_json json = {{"steps", result.steps},
-                                       {"stopped", result.stopped},
-                                       {"train_loss", result.train.mean()},
-                                       {"train_bpb", result.train.bits_per_byte()},
-                                       {"tokens_per_s", result.tokens_per_second},
-                                       {"linear_modules", result.fp8.linears},
-                                       {"fp8_modules", result.fp8.in_fp8},
-                                       {"fp8_modules_all_gemms", result.fp8.full},
-                                       {"peak_tensor_bytes", result.arena.peak},
-                                       {"peak_process_bytes", result.process_peak},
-                                       {"run", config.run.dir}};
+                                 {"stopped", result.stopped},
+                                 {"train_loss", result.train.mean()},
+                                 {"train_bpb", result.train.bits_per_byte()},
+                                 {"tokens_per_s", result.tokens_per_second},
+                                 {"linear_modules", result.fp8.linears},
+                                 {"fp8_modules", result.fp8.in_fp8},
+                                 {"fp8_modules_all_gemms", result.fp8.full},
+                                 {"peak_tensor_bytes", result.arena.peak},
+                                 {"peak_process_bytes", result.process_peak},
+                                 {"run", config.run.dir}};
   if (result.validation) {
     json["val_loss"] = result.validation->mean();
     json["val_bpb"] = result.validation->bits_per_byte();

@@ -16,7 +16,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr const char* kOptimizerFile = "optimizer.safetensors";
 constexpr const char* kProgressFile = "progress.json";
 
 std::string to_json(const RunProgress& progress) {
@@ -89,7 +88,7 @@ Snapshot::Snapshot(Trainer& trainer, const RunProgress& progress) : step_(progre
     moments.push_back(to_array(trainer.backend(), first_moment(entry.name), entry.m));
     moments.push_back(to_array(trainer.backend(), second_moment(entry.name), entry.v));
   }
-  add(kOptimizerFile, std::move(moments), metadata);
+  add("optimizer.safetensors", std::move(moments), metadata);
 }
 
 void Snapshot::add(std::string name, std::vector<NamedArray> arrays,
@@ -118,7 +117,7 @@ std::vector<CheckpointFile> Snapshot::files() const {
 
 RunProgress restore_checkpoint(const std::string& folder, Trainer& trainer) {
   const std::string model_file = model_path(folder), fp8_file = fp8_state_path(folder),
-                    optimizer_file = folder + "/" + kOptimizerFile;
+                    optimizer_file = optimizer_path(folder);
   load_parameters(trainer.model(), read_part(model_file), model_file);
   restore_fp8_state(trainer.backend(), trainer.model(), fp8_state_from(read_part(fp8_file), fp8_file));
   const Safetensors optimizer = read_part(optimizer_file);

@@ -46,7 +46,8 @@ class Snapshot {
     std::string name, head;  ///< the bytes before those of the arrays
     std::vector<NamedArray> arrays;
   };
-  void add(std::string name, std::vector<NamedArray> arrays, const std::map<std::string, std::string>& metadata);
+  void add(std::string name, std::vector<NamedArray> arrays,
+           const std::map<std::string, std::string>& metadata);
 
   std::int64_t step_;
   std::vector<File> files_;

@@ -34,11 +34,11 @@ struct TrainConfig {
   std::int64_t batch = 8;          ///< sequences per micro-batch
   std::int64_t accumulation = 1;   ///< micro-batches per optimizer step
   float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, weight_decay = 0.1f;  ///< AdamW
-  float clip = 1;                  ///< largest norm of all gradients together; 0: no clipping
-  std::int64_t eval_every = 100;   ///< steps between evaluations; 0: only at the end
-  std::int64_t eval_batches = 20;  ///< validation batches per evaluation; 0: all
-  std::int64_t log_every = 10;     ///< steps between log lines
-  std::int64_t save_every = 0;     ///< steps between checkpoints; 0: only at the end
+  float clip = 1;                     ///< largest norm of all gradients together; 0: no clipping
+  std::int64_t eval_every = 100;      ///< steps between evaluations; 0: only at the end
+  std::int64_t eval_batches = 20;     ///< validation batches per evaluation; 0: all
+  std::int64_t log_every = 10;        ///< steps between log lines
+  std::int64_t save_every = 0;        ///< steps between checkpoints; 0: only at the end
   std::int64_t keep_checkpoints = 2;  ///< so many of the newest are kept
   /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
   std::string init = "random";

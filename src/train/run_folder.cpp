@@ -71,6 +71,10 @@ std::string fp8_state_path(const std::string& run) {
   return run + "/fp8_state.safetensors";
 }
 
+std::string optimizer_path(const std::string& checkpoint) {
+  return checkpoint + "/optimizer.safetensors";
+}
+
 std::string checkpoints_path(const std::string& run) {
   return run + "/checkpoints";
 }
@@ -90,7 +94,8 @@ void create_run_folder(const RunConfig& config) {
 
 void continue_run_folder(const RunConfig& config, std::int64_t step) {
   const std::string metrics = metrics_path(config.run.dir);
-  if (std::filesystem::exists(metrics)) write_file_atomically(metrics, metrics_until(step, read_file(metrics)));
+  if (std::filesystem::exists(metrics))
+    write_file_atomically(metrics, metrics_until(step, read_file(metrics)));
   write_file_atomically(config_path(config.run.dir), to_toml(config));
 }
 
@@ -129,7 +134,8 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
   require_run(run);
   LoadedRun loaded;
   loaded.config = load_run_config(config_path(run), overrides);
-  if (names_tokenizer_file(loaded.config.data.tokenizer)) loaded.config.data.tokenizer = tokenizer_folder(run);
+  if (names_tokenizer_file(loaded.config.data.tokenizer))
+    loaded.config.data.tokenizer = tokenizer_folder(run);
   const RunConfig& config = loaded.config;
   require(!config.fp8.measured, "fp8.auto: chooses when training starts; {} holds that choice",
           config_path(run));
@@ -138,7 +144,8 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
   loaded.step = step_of(parameters, model_file);
   if (step_of(fp8, fp8_file) != loaded.step) {
     fail(ErrorKind::data,
-         "{}: of step {}, but model.safetensors is of step {}: saving was interrupted. Hint: the folders in {} "
+         "{}: of step {}, but model.safetensors is of step {}: saving was interrupted. Hint: the folders in "
+         "{} "
          "are whole, and quaver train resumes from them",
          fp8_file, step_of(fp8, fp8_file), loaded.step, checkpoints_path(run));
   }

@@ -18,6 +18,7 @@ std::string config_path(const std::string& run);
 std::string metrics_path(const std::string& run);
 std::string model_path(const std::string& run);
 std::string fp8_state_path(const std::string& run);
+std::string optimizer_path(const std::string& checkpoint);
 std::string checkpoints_path(const std::string& run);
 
 bool holds_run(const std::string& run);

@@ -12,12 +12,19 @@
 namespace quaver {
 namespace {
 
-constexpr std::array<std::string_view, 13> kMayChange = {
-    "backend",          "threads",         "resume",
-    "run.dir",          "data.path",       "data.tokenizer",
-    "train.steps",      "train.log_every", "train.eval_every",
-    "train.save_every", "train.init",      "train.eval_batches",
-    "train.keep_checkpoints"};
+constexpr std::array<std::string_view, 13> kMayChange = {"backend",
+                                                         "threads",
+                                                         "resume",
+                                                         "run.dir",
+                                                         "data.path",
+                                                         "data.tokenizer",
+                                                         "train.steps",
+                                                         "train.log_every",
+                                                         "train.eval_every",
+                                                         "train.save_every",
+                                                         "train.init",
+                                                         "train.eval_batches",
+                                                         "train.keep_checkpoints"};
 
 /// fp8.auto chose when the run began; its choice is part of the run.
 void adopt_choices(RunConfig& config, const RunConfig& stored) {
@@ -39,7 +46,8 @@ void require_same_run(const RunConfig& stored, const RunConfig& config, const st
   }
   if (stored.fp8.overrides != config.fp8.overrides) differences.emplace_back("other [[fp8.override]]");
   require(differences.empty(),
-          "run.dir: the run in {} has {}. Hint: the same values resume it; another run.dir begins a new run, with "
+          "run.dir: the run in {} has {}. Hint: the same values resume it; another run.dir begins a new run, "
+          "with "
           "train.init = \"{}\" from its weights",
           run, fmt::join(differences, "; "), run);
 }
@@ -63,7 +71,8 @@ bool names_checkpoint(const std::string& resume) {
 
 RunOrigin branch(FileSystem& files, const RunConfig& config) {
   require(!holds_run(config.run.dir),
-          "run.dir: {} already holds a run, and resume = \"{}\" begins a new one. Hint: resume = \"auto\" goes on "
+          "run.dir: {} already holds a run, and resume = \"{}\" begins a new one. Hint: resume = \"auto\" "
+          "goes on "
           "with it; or choose another run.dir",
           config.run.dir, config.resume);
   RunOrigin origin{config, true, verified_checkpoint(files, config.resume), {}};
@@ -82,7 +91,8 @@ RunOrigin go_on(FileSystem& files, const RunConfig& config) {
     fail(ErrorKind::data, "{}: none of its checkpoints is whole: {}", run, newest.damaged.front().reason);
   }
   require(newest.manifest || !std::filesystem::exists(model_path(run)),
-          "run.dir: {} already holds a model and no checkpoint to go on from. Hint: train.init = \"{}\" with another "
+          "run.dir: {} already holds a model and no checkpoint to go on from. Hint: train.init = \"{}\" with "
+          "another "
           "run.dir begins from its weights",
           run, run);
   RunOrigin origin{config, false, "", std::move(newest.damaged)};
@@ -109,9 +119,10 @@ bool may_change_on_resume(std::string_view key) {
 RunOrigin find_origin(FileSystem& files, const RunConfig& config) {
   if (names_checkpoint(config.resume)) return branch(files, config);
   if (!holds_run(config.run.dir)) return {config, true, "", {}};
-  require(config.resume == kResumeAuto,
-          "run.dir: {} already holds a run. Hint: resume = \"auto\" goes on with it; or choose another run.dir",
-          config.run.dir);
+  require(
+      config.resume == kResumeAuto,
+      "run.dir: {} already holds a run. Hint: resume = \"auto\" goes on with it; or choose another run.dir",
+      config.run.dir);
   return go_on(files, config);
 }
 

@@ -14,9 +14,9 @@
 namespace quaver {
 
 struct RunOrigin {
-  RunConfig config;              ///< as given, with what the run chose before (fp8.auto)
-  bool is_new = true;            ///< run.dir holds no run yet
-  std::string checkpoint;        ///< the verified folder to go on from; empty: from the first step
+  RunConfig config;                        ///< as given, with what the run chose before (fp8.auto)
+  bool is_new = true;                      ///< run.dir holds no run yet
+  std::string checkpoint;                  ///< the verified folder to go on from; empty: from the first step
   std::vector<DamagedCheckpoint> damaged;  ///< newer ones that did not verify and were set aside
 };
 

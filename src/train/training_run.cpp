@@ -114,15 +114,16 @@ class Run {
     }
     observer_.started({trainer_.backend().describe(), parameter_count(config_.model), source_.tokens(),
                        validation_.tokens(),
-                       training_flops_per_token(trainer_.model(), config_.model.context),
-                       trainer_.measured(), origin_.checkpoint, progress_.step, origin_.damaged});
+                       training_flops_per_token(trainer_.model(), config_.model.context), trainer_.measured(),
+                       origin_.checkpoint, progress_.step, origin_.damaged});
   }
 
   void restore() {
     const std::uint32_t data = progress_.data_fingerprint;
     progress_ = restore_checkpoint(origin_.checkpoint, trainer_);
     require(progress_.data_fingerprint == data,
-            "data.path: {} does not hold the tokens that the run in {} was trained on. Hint: give it the same data; "
+            "data.path: {} does not hold the tokens that the run in {} was trained on. Hint: give it the "
+            "same data; "
             "or train.init = \"{}\" with another run.dir begins from its weights",
             config_.data.path, origin_.checkpoint, origin_.checkpoint);
     if (!origin_.is_new) publish_model(origin_.checkpoint, config_.run.dir);

@@ -20,9 +20,9 @@ struct RunStart {
   std::string backend;  ///< Backend::describe()
   std::int64_t parameters = 0, train_tokens = 0, validation_tokens = 0;
   double flops_per_token = 0;
-  std::vector<MeasuredLinears> measured;  ///< by fp8.auto
-  std::string checkpoint;                 ///< where the run goes on; empty: it begins
-  std::int64_t step = 0;                  ///< steps taken before
+  std::vector<MeasuredLinears> measured;   ///< by fp8.auto
+  std::string checkpoint;                  ///< where the run goes on; empty: it begins
+  std::int64_t step = 0;                   ///< steps taken before
   std::vector<DamagedCheckpoint> damaged;  ///< checkpoints that did not verify and were passed over
 };
 
@@ -44,8 +44,8 @@ class TrainingObserver {
 
 struct TrainingResult {
   std::int64_t steps = 0;
-  bool stopped = false;  ///< on request, before the last step
-  LossSum train;         ///< of the last kFinalSteps steps
+  bool stopped = false;               ///< on request, before the last step
+  LossSum train;                      ///< of the last kFinalSteps steps
   std::optional<LossSum> validation;  ///< after the last step; not of a run that was stopped
   double tokens_per_second = 0;
   Fp8Coverage fp8;

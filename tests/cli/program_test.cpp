@@ -228,6 +228,19 @@ TEST_F(ProgramTest, TheSameCommandGoesOnWithARun) {
     EXPECT_TRUE(read_file(folder.path("branch") + name) == read_file(run + name)) << name;
 }
 
+TEST_F(ProgramTest, VerifySaysWhatIsDamaged) {
+  ASSERT_EQ(train().exit_code, 0);
+  const ProgramResult whole = run_program({"verify", run});
+  EXPECT_EQ(whole.exit_code, 0) << whole.err;
+  EXPECT_EQ(last_line(whole.out), "0 of 5 parts are damaged");
+  const std::string damaged = run + "/checkpoints/step-00000003/config.toml";
+  write_file_atomically(damaged, read_file(damaged) + " ");
+  const ProgramResult result = run_program({"verify", run, "--json"});
+  EXPECT_EQ(result.exit_code, 3) << result.err;
+  EXPECT_EQ(json::parse(result.out).at("damaged"), 1);
+  expect_error(run_program({"verify", folder.path("text")}), 3, {"not a run folder"});
+}
+
 TEST_F(ProgramTest, NumbersThatAreNotFiniteEndTheRun) {
   const ProgramResult result = train({"model.init_std=3e38"});
   EXPECT_EQ(result.exit_code, 4) << result.err;

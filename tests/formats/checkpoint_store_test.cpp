@@ -110,7 +110,8 @@ TEST_F(CheckpointStoreTest, OnlyTheNewestAreKept) {
 
 TEST_F(CheckpointStoreTest, OtherNamesAreNoCheckpoints) {
   save(store, 5);
-  for (const char* name : {"step-1", "step-00000001.tmp", "step--0000001", "step-0000000x", "steps", "step-000000010"})
+  for (const char* name :
+       {"step-1", "step-00000001.tmp", "step--0000001", "step-0000000x", "steps", "step-000000010"})
     disk.make_directory(kFolder + "/" + name);
   disk.create(kFolder + "/step-00000009");  // a file
   EXPECT_EQ(store.steps(), std::vector<std::int64_t>{5});
@@ -180,7 +181,8 @@ bool survive_crash(int n, std::uint64_t seed) {
   const NewestCheckpoint newest = store.recover();
   const std::int64_t step = newest.manifest ? newest.manifest->step : 0;
   EXPECT_GE(step, acknowledged) << "operation " << n << ", seed " << seed;
-  EXPECT_TRUE(newest.damaged.empty()) << "operation " << n << ", seed " << seed << ": an unfinished save has a name";
+  EXPECT_TRUE(newest.damaged.empty())
+      << "operation " << n << ", seed " << seed << ": an unfinished save has a name";
   if (step > 0) expect_contents(disk, store, step);
   save_cycles(store, step + 1, step + 2, acknowledged);
   EXPECT_EQ(store.steps(), (std::vector<std::int64_t>{step + 1, step + 2}));

@@ -19,8 +19,8 @@ bool coin(std::mt19937_64& random) {
 }
 
 /// What may lie on the disk of a file of which `durable` was synchronised and `written` was not.
-std::vector<std::byte> after_crash(const std::vector<std::byte>& durable, const std::vector<std::byte>& written,
-                                   std::mt19937_64& random) {
+std::vector<std::byte> after_crash(const std::vector<std::byte>& durable,
+                                   const std::vector<std::byte>& written, std::mt19937_64& random) {
   if (durable == written) return durable;
   std::vector<std::byte> found = coin(random) ? written : durable;
   if (!found.empty() && coin(random)) found.resize(random() % found.size());
