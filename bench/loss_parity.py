@@ -1,114 +1,129 @@
 """Trains one configuration in several precisions and gate forms over several seeds, and reports the losses.
 
-usage: loss_parity.py --quaver PROGRAM --config RUN.toml --data PATH --out FOLDER [--seeds 1 2 3] [--jobs 2] [key=value ...]
+usage: loss_parity.py --quaver PROGRAM --config RUN.toml --data PATH --out FOLDER [--seeds 1 2 3] [--jobs 2]
+                      [--only precision|gate] [--eval-batches 600] [--set key=value ...]
 
-Each run is `quaver train` with the overrides of its variant; finished runs in --out are kept, so the script can be stopped and
-started again. --jobs runs go side by side on one thread each: results do not depend on the number of threads. Writes table.md, parity.svg (precisions) and gate.svg (gate forms) to --out. Needs matplotlib for the figures
-(bench/requirements.txt). All variants of one seed see the same data in the same order.
+Each run is `quaver train` with the overrides of its variant, one thread a run (results do not depend on the number of threads),
+--jobs of them side by side. Finished runs in --out are kept and unfinished ones go on, so the script can be stopped and started
+again. All variants of one seed see the same data in the same order. The final loss is `quaver eval` on --eval-batches batches,
+spread over the validation text. The text is made of --data by distinct_text.py and stays in --out.
+Writes table.md, parity.svg and gate.svg to --out; the figures need matplotlib (bench/requirements.txt).
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-PRECISIONS = {name: {"precision": name, "model.gate": "elementwise"} for name in ("fp32", "bf16", "fp8")}
-GATES = {f"fp8 {gate}": {"precision": "fp8", "model.gate": gate} for gate in ("elementwise", "headwise", "none")}
+from distinct_text import write_distinct
+from training_runs import Run, in_parallel, percent_and_error, pyplot, save_figure, smooth, train
+
+PRECISIONS = {name.upper(): {"precision": name, "model.gate": "elementwise"} for name in ("fp32", "bf16", "fp8")}
+GATES = {gate: {"precision": "fp8", "model.gate": gate} for gate in ("none", "headwise", "elementwise")}
+PARTS = {"precision": (PRECISIONS, "BF16"), "gate": (GATES, "none")}
+
+# A rate that falls to nearly nothing: what is compared is where the runs arrive, not where the last steps threw them.
+OVERRIDES = {"data.val_fraction": 0.1, "train.min_lr_ratio": 0.01}
+FINAL_STEPS = 200
 
 
-def run_folder(out, settings, seed):
-    return out / f"{settings['precision']}-{settings['model.gate']}-seed{seed}"
+class Study:
+    def __init__(self, arguments, overrides):
+        self.arguments = arguments
+        self.program = arguments.quaver.resolve()
+        text = write_distinct(arguments.data, arguments.out / "text")
+        self.overrides = {**OVERRIDES, **overrides, "data.path": text.resolve()}
+
+    def run(self, settings, seed):
+        name = f"{settings['precision']}-{settings['model.gate']}-seed{seed}"
+        return Run(self.arguments.out / name, {**settings, "train.seed": seed})
+
+    def runs(self, settings):
+        return [self.run(settings, seed) for seed in self.arguments.seeds]
+
+    def finish(self, run):
+        train(self.program, self.arguments.config, self.overrides, run)
+        self.evaluation(run)
+
+    def evaluation(self, run):
+        batches = f"train.eval_batches={self.arguments.eval_batches}"
+        return run.report(self.program, "eval", "eval", run.folder, batches)
+
+    def losses(self, settings):
+        return [self.evaluation(run)["val_loss"] for run in self.runs(settings)]
+
+    def table(self, variants, baseline):
+        """Final validation loss of every seed, and the difference from the baseline of the same seed."""
+        seeds = " | ".join(f"seed {seed}" for seed in self.arguments.seeds)
+        lines = [
+            f"| variant | {seeds} | mean, nats | bits per byte | against {baseline}, seed by seed | mean ± standard error "
+            f"| training loss, last {FINAL_STEPS} steps |",
+            "|---" * (len(self.arguments.seeds) + 6) + "|",
+        ]
+        reference = self.losses(variants[baseline])
+        for name, settings in variants.items():
+            losses = self.losses(settings)
+            bits = statistics.mean(self.evaluation(run)["val_bpb"] for run in self.runs(settings))
+            trained = statistics.mean(statistics.mean(run.curve("loss")[1][-FINAL_STEPS:]) for run in self.runs(settings))
+            percent = [100 * (loss / other - 1) for loss, other in zip(losses, reference)]
+            differences = "" if name == baseline else ", ".join(f"{value:+.2f}%" for value in percent)
+            summary = "" if name == baseline else percent_and_error(percent)
+            cells = " | ".join(f"{loss:.4f}" for loss in losses)
+            lines.append(f"| {name} | {cells} | {statistics.mean(losses):.4f} | {bits:.4f} | {differences} | {summary} | {trained:.4f} |")
+        return "\n".join(lines)
+
+    def casts(self, settings):
+        """Shares of all cast elements that saturated, and that were rounded to zero."""
+        rows = [row for run in self.runs(settings) for row in run.metrics()]
+        cast = sum(row["fp8_cast"] for row in rows)
+        return [sum(row[key] for row in rows) / cast for key in ("fp8_saturated", "fp8_underflowed")]
+
+    def plot(self, variants, path, title):
+        figure, (whole, end) = pyplot().subplots(1, 2, figsize=(11, 4.2))
+        for colour, (name, settings) in enumerate(variants.items()):
+            for number, run in enumerate(self.runs(settings)):
+                style = {"color": f"C{colour}", "label": name if number == 0 else None}
+                steps, losses = run.curve("loss")
+                whole.plot(steps[::10], smooth(losses)[::10], linewidth=0.8, **style)
+                end.plot(*run.curve("val_loss"), linewidth=1, marker=".", **style)
+        whole.set(xlabel="step", ylabel="training loss, nats (mean of 25 steps)", title=title)
+        end.set(xlabel="step", ylabel="validation loss, nats", title=f"{len(self.arguments.seeds)} seeds")
+        for axes in (whole, end):
+            axes.set_yscale("log")
+            axes.grid(alpha=0.3, which="both")
+            axes.legend()
+        save_figure(figure, path)
 
 
-def train(arguments, settings, seed):
-    """Runs one training unless its folder already holds a finished one."""
-    folder = run_folder(arguments.out, settings, seed)
-    if (folder / "model.safetensors").exists():
-        return
-    overrides = {**settings, "train.seed": seed, "data.path": arguments.data, "run.dir": folder, "threads": 1}
-    command = [arguments.quaver.resolve(), "train", arguments.config, *(f"{key}={value}" for key, value in overrides.items())]
-    print(" ".join(map(str, command)), flush=True)
-    with open(arguments.out / f"{folder.name}.log", "w") as log:
-        subprocess.run([*command, *arguments.overrides], check=True, stdout=log, stderr=log)
-
-
-def distinct(variants):
-    """The settings without repetition: two names may stand for one run."""
-    return list({tuple(settings.items()): settings for settings in variants.values()}.values())
-
-
-def curve(folder, key):
-    """(steps, values) of one metric of a run."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    points = [(row["step"], row[key]) for row in rows if key in row]
-    return [step for step, _ in points], [value for _, value in points]
-
-
-def final(arguments, settings, key):
-    return [curve(run_folder(arguments.out, settings, seed), key)[1][-1] for seed in arguments.seeds]
-
-
-def table(arguments, variants, baseline):
-    """A Markdown table: final validation loss of every seed, the mean, and the difference from the baseline."""
-    seeds = " | ".join(f"seed {seed}" for seed in arguments.seeds)
-    lines = [f"| variant | {seeds} | mean, nats | bits per byte | against {baseline} |", "|---" * (len(arguments.seeds) + 4) + "|"]
-    reference = statistics.mean(final(arguments, variants[baseline], "val_loss"))
-    for name, settings in variants.items():
-        losses = final(arguments, settings, "val_loss")
-        mean, bpb = statistics.mean(losses), statistics.mean(final(arguments, settings, "val_bpb"))
-        cells = " | ".join(f"{loss:.4f}" for loss in losses)
-        lines.append(f"| {name} | {cells} | {mean:.4f} | {bpb:.4f} | {100 * (mean / reference - 1):+.2f}% |")
-    return "\n".join(lines)
-
-
-def smooth(values, width=25):
-    return [statistics.mean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
-
-
-def plot(arguments, variants, path, title):
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "quaver"
-    import matplotlib.pyplot as plt
-
-    figure, (whole, end) = plt.subplots(1, 2, figsize=(11, 4.2))
-    for colour, (name, settings) in enumerate(variants.items()):
-        for number, seed in enumerate(arguments.seeds):
-            folder = run_folder(arguments.out, settings, seed)
-            label = name if number == 0 else None
-            steps, losses = curve(folder, "loss")
-            whole.plot(steps[::10], smooth(losses)[::10], color=f"C{colour}", linewidth=0.8, label=label)
-            end.plot(*curve(folder, "val_loss"), color=f"C{colour}", linewidth=1, marker=".", label=label)
-    whole.set(xlabel="step", ylabel="training loss, nats (mean of 25 steps)", title=title)
-    end.set(xlabel="step", ylabel="validation loss, nats", title=f"{len(arguments.seeds)} seeds")
-    for axes in (whole, end):
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-
-
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("quaver", "config", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2)
-    arguments, arguments.overrides = parser.parse_known_args()
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--eval-batches", type=int, default=600)
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="more keys of the run file")
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    variants = {**PRECISIONS, **GATES}
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = [(settings, seed) for settings in distinct(variants) for seed in arguments.seeds]
-        for done in [pool.submit(train, arguments, *run) for run in runs]:
-            done.result()
-    tables = [table(arguments, PRECISIONS, "bf16"), table(arguments, GATES, "fp8 none")]
+    study = Study(arguments, dict(item.split("=", 1) for item in arguments.overrides))
+    # Seed by seed, the pair that is compared first: what there is when the script is stopped is of use.
+    order = [PRECISIONS["BF16"], PRECISIONS["FP8"], PRECISIONS["FP32"]] if "precision" in arguments.only else []
+    order += [GATES[gate] for gate in ("elementwise", "none", "headwise")] if "gate" in arguments.only else []
+    ranked = [(rank // 2, seed, rank) for rank in range(len(order)) for seed in arguments.seeds]
+    runs = {run.folder: run for _, seed, rank in sorted(ranked) for run in [study.run(order[rank], seed)]}
+    in_parallel(arguments.jobs, study.finish, runs.values())
+    tables = []
+    for part in arguments.only:
+        variants, baseline = PARTS[part]
+        tables.append(study.table(variants, baseline))
+        study.plot(variants, arguments.out / f"{'parity' if part == 'precision' else part}.svg", part)
+    saturated, underflowed = study.casts(PRECISIONS["FP8"])
+    tables.append(f"FP8: {saturated:.5%} of the cast elements saturated, {underflowed:.3%} were rounded to zero")
     (arguments.out / "table.md").write_text("\n\n".join(tables) + "\n")
-    plot(arguments, PRECISIONS, arguments.out / "parity.svg", "elementwise gate, three precisions")
-    plot(arguments, GATES, arguments.out / "gate.svg", "FP8, three gate forms")
     print("\n\n".join(tables))
 
 

@@ -41,6 +41,13 @@ struct InspectArguments {
 };
 int inspect(const InspectArguments& arguments);
 
+struct ProbeArguments {
+  std::string run;
+  std::vector<std::string> overrides;
+  bool json = false;
+};
+int probe(const ProbeArguments& arguments);
+
 struct VerifyArguments {
   std::string run;
   bool json = false;

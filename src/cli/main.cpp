@@ -68,6 +68,16 @@ void add_inspect(CLI::App& app, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }
 
+void add_probe(CLI::App& app, Command& chosen) {
+  CLI::App* command =
+      app.add_subcommand("probe", "Residual stream, first-token attention and gates of a trained model");
+  auto arguments = std::make_shared<ProbeArguments>();
+  command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return probe(*arguments); }; });
+}
+
 void add_verify(CLI::App& app, Command& chosen) {
   CLI::App* command = app.add_subcommand("verify", "Check every file of a run");
   auto arguments = std::make_shared<VerifyArguments>();
@@ -127,6 +137,7 @@ int run(int argc, char** argv) {
   add_eval(app, chosen);
   add_sample(app, chosen);
   add_inspect(app, chosen);
+  add_probe(app, chosen);
   add_verify(app, chosen);
   add_tokenize(app, chosen);
   add_interop(app, chosen);

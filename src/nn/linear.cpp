@@ -191,6 +191,8 @@ Tensor Linear::full_bias() {
 }
 
 Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
+  if (!context.gradients_enabled())
+    saved = nullptr;  // no backward follows, and the input has fprop's form alone
   const auto in_fp8 = gemms_in_fp8(context);
   const bool fprop = in_fp8[kFprop], dgrad = in_fp8[kDgrad], wgrad = in_fp8[kWgrad];
   require_form(fprop, !fprop, x, "input", "fprop");

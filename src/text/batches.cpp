@@ -113,6 +113,13 @@ std::int64_t ValidationBatches::count() const {
   return (windows_ + batch_ - 1) / batch_;
 }
 
+std::vector<std::int64_t> ValidationBatches::spread(std::int64_t max_batches) const {
+  const std::int64_t all = count(), chosen = max_batches == 0 ? all : std::min(max_batches, all);
+  std::vector<std::int64_t> indices(static_cast<std::size_t>(chosen));
+  for (std::int64_t i = 0; i < chosen; ++i) indices[static_cast<std::size_t>(i)] = i * all / chosen;
+  return indices;
+}
+
 HostBatch ValidationBatches::at(std::int64_t index) const {
   require(index >= 0 && index < count(), "batches: expected a validation batch in [0, {}), found {}", count(),
           index);

@@ -60,6 +60,8 @@ class ValidationBatches {
 
   std::int64_t count() const;
   HostBatch at(std::int64_t index) const;  ///< 0 <= index < count()
+  /// The indices of `max_batches` batches spread evenly over the text (0, or more than there are: of all).
+  std::vector<std::int64_t> spread(std::int64_t max_batches) const;
 
   std::int64_t windows() const { return windows_; }
   std::int64_t tokens() const { return stream_.size(); }

@@ -1,6 +1,5 @@
 #include "train/loss.h"
 
-#include <algorithm>
 #include <numbers>
 #include <numeric>
 
@@ -62,10 +61,9 @@ LossSum evaluate(LanguageModel& model, Context& context, const std::optional<Rec
                  const ValidationBatches& batches, std::int64_t max_batches) {
   const NoGradients evaluation(context);
   Backend& backend = model.backend();
-  const std::int64_t all = batches.count(), count = max_batches == 0 ? all : std::min(max_batches, all);
   LossSum sum;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const HostBatch host = batches.at(i * all / count);
+  for (const std::int64_t index : batches.spread(max_batches)) {
+    const HostBatch host = batches.at(index);
     const DeviceBatch batch = upload_batch(backend, host);
     const Tensor logits = forward_logits(model, context, recipe, batch.tokens, nullptr);
     const Tensor losses = backend.allocate(DType::f32, batch.targets.shape());

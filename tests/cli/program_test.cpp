@@ -147,6 +147,13 @@ TEST_F(ProgramTest, TrainsEvaluatesSamplesAndInspects) {
   EXPECT_EQ(json::parse(run_program({"eval", run, "threads=3", "--json"}).out), evaluated);
   EXPECT_TRUE(contains(run_program({"eval", run}).out, "bits per byte"));
 
+  const json probed = json::parse(run_program({"probe", run, "--json"}).out);
+  EXPECT_EQ(probed.at("step"), 6);
+  EXPECT_GE(probed.at("tokens"), evaluated.at("tokens"));  // the last window may be filled up
+  ASSERT_EQ(probed.at("blocks").size(), 2u);
+  EXPECT_NEAR(probed.at("blocks").at(0).at("gate_mean"), 0.5, 0.1);  // a few steps after its start at 0.5
+  EXPECT_TRUE(contains(run_program({"probe", run}).out, "gate mean"));
+
   const json inspected = json::parse(run_program({"inspect", run, "--json"}).out);
   EXPECT_EQ(inspected.at("count"), 11);
   ASSERT_EQ(inspected.at("modules").size(), 11u);

@@ -155,6 +155,9 @@ TEST_P(LinearPolicyTest, ProducersWriteOnlyWhatIsRead) {
     const NoGradients evaluation(context);
     EXPECT_TRUE(linear->make_input(context, kRows).quantized.defined());
     EXPECT_FALSE(linear->make_input(context, kRows).values.defined()) << "no wgrad will run";
+    Linear::Saved saved;
+    linear->forward(context, linear->cast_input(context, bf16(kRows, kIn, 3, 1)), &saved);
+    EXPECT_EQ(saved.rows, 0) << "no backward will run";
   }
   linear->set_policy(policies(false, true, true));
   const NoGradients evaluation(context);

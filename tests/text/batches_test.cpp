@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "support/errors.h"
 #include "text/token_shard.h"
@@ -226,6 +227,18 @@ TEST(ValidationBatches, FillTheLastWindowWithoutTargets) {
   EXPECT_EQ(batch.target_count, 5);
   EXPECT_EQ(batch.target_bytes, 4);
   error_message(ErrorKind::usage, [&] { batches.at(1); });
+}
+
+TEST(ValidationBatches, SpreadOverTheWholeText) {
+  const ValidationBatches batches(stream_of(make_documents(17)), byte_rules(), 2, 3);
+  ASSERT_GT(batches.count(), 10);
+  std::vector<std::int64_t> all(static_cast<std::size_t>(batches.count()));
+  std::iota(all.begin(), all.end(), std::int64_t{0});
+  EXPECT_EQ(batches.spread(0), all);
+  EXPECT_EQ(batches.spread(batches.count() + 1), all);
+  const std::int64_t half = batches.count() / 2;
+  EXPECT_EQ(batches.spread(2), (std::vector<std::int64_t>{0, half}));
+  EXPECT_EQ(batches.spread(1), (std::vector<std::int64_t>{0}));
 }
 
 TEST(BatchSource, CountsTheBytesOfTokensThatAreKnown) {
