@@ -23,13 +23,19 @@ struct Case {
   std::int64_t document = 0;  ///< length of the documents; 0: no first_key
   bool aligned = false;       ///< rows of 16-byte multiples; else slices at an odd offset
   int row_tiles = 1;          ///< of BF16
+  bool warpgroups = false;    ///< of aligned BF16
 };
+
+Case of_warpgroups(std::int64_t batch, std::int64_t query_len, std::int64_t key_len, std::int64_t heads,
+                   std::int64_t kv_heads, std::int64_t head_dim, std::int64_t document = 0) {
+  return {DType::bf16, batch, query_len, key_len, heads, kv_heads, head_dim, document, true, 0, true};
+}
 
 std::string describe(const Case& c) {
   return fmt::format(
-      "{} batch {} queries {} keys {} heads {}/{} size {} documents {} aligned {} row tiles {}",
+      "{} batch {} queries {} keys {} heads {}/{} size {} documents {} aligned {} row tiles {} warpgroups {}",
       name_of(c.dtype), c.batch, c.query_len, c.key_len, c.heads, c.kv_heads, c.head_dim, c.document,
-      c.aligned, c.row_tiles);
+      c.aligned, c.row_tiles, c.warpgroups);
 }
 
 AttentionShape shape_of(const Case& c) {
@@ -151,6 +157,7 @@ class CudaAttentionTest : public ::testing::Test {
     const Outputs o = outputs_of(c, in);
     cuda::AttentionCall call = call_of(shape_of(c), in, o.out, o.lse);
     call.row_tiles = c.row_tiles;
+    call.warpgroups = c.warpgroups;
     cuda::launch_attention(call, {});
     const Tensor workspace = reference_->allocate(DType::u8, {cuda::attention_workspace(shape_of(c))});
     cuda::launch_attention_backward(
@@ -241,13 +248,13 @@ TEST_F(SlowCudaAttentionTest, FirstKeysInAnyOrder) {
 }
 
 TEST_F(CudaAttentionTest, QueriesWithoutKeysGiveNothing) {
-  for (DType dtype : kReals) {
-    const Case c{dtype, 1, 100, 100, 2, 1, 8};
+  for (const Case& c : {Case{DType::f32, 1, 100, 100, 2, 1, 8}, Case{DType::bf16, 1, 100, 100, 2, 1, 8},
+                        of_warpgroups(1, 100, 100, 2, 1, 8)}) {
     Inputs in = inputs_of(c);
     const auto blind = [](std::int64_t position) { return position == 5 || position / 20 == 4; };
     in.first_key = first_keys(c, [&](std::int64_t position) { return blind(position) ? position + 1 : 0; });
     const Results wanted = expected(c, in), found = run(c, in);
-    const float bound = dtype == DType::f32 ? kF32Bound : kBf16Bound;
+    const float bound = c.dtype == DType::f32 ? kF32Bound : kBf16Bound;
     for (const auto gradient : {&Results::dq, &Results::dk, &Results::dv}) {
       EXPECT_LE(relative_error(found.*gradient, wanted.*gradient), bound) << describe(c);
     }
@@ -340,6 +347,77 @@ TEST_F(CudaAttentionTest, NanInAQueryStaysInItsRow) {
     for (std::int64_t i = 0; i < c.query_len * c.head_dim; ++i) {
       EXPECT_EQ(std::isnan(found.out[i]), i / c.head_dim == 33) << name_of(dtype) << " " << i;
       EXPECT_EQ(std::isnan(found.dq[i]), i / c.head_dim == 33) << name_of(dtype) << " " << i;
+    }
+  }
+}
+
+TEST_F(CudaAttentionTest, Warpgroups) {
+  expect_near_reference(of_warpgroups(1, 1, 1, 1, 1, 64));
+  expect_near_reference(of_warpgroups(1, 65, 65, 2, 1, 8));
+  expect_near_reference(of_warpgroups(1, 129, 150, 1, 1, 128, 37));
+}
+
+TEST_F(SlowCudaAttentionTest, WarpgroupsOfAnyLengthGroupAndHeadSize) {
+  expect_near_reference(of_warpgroups(2, 150, 150, 4, 2, 128, 37));
+  expect_near_reference(of_warpgroups(1, 300, 410, 1, 1, 40, 150));  // three tiles: a pair and one
+  expect_near_reference(of_warpgroups(1, 70, 70, 12, 3, 64));
+  expect_near_reference(of_warpgroups(1, 40, 200, 16, 4, 96));
+  expect_near_reference(of_warpgroups(1, 128, 128, 1, 1, 72, 64));
+  expect_near_reference(of_warpgroups(1, 1, 300, 2, 1, 32));
+}
+
+TEST_F(SlowCudaAttentionTest, WarpgroupsAndFirstKeysInAnyOrder) {
+  const Case c = of_warpgroups(2, 140, 270, 2, 1, 64);
+  Inputs in = inputs_of(c);
+  in.first_key = first_keys(
+      c, [](std::int64_t position) { return position * 7919 % (position + 1) / 2 + position % 3; });
+  expect_near_reference(c, in);
+}
+
+TEST_F(SlowCudaAttentionTest, OneQueryOfWarpgroupsGivesTheRowOfTheWhole) {
+  const Case whole = of_warpgroups(1, 260, 260, 2, 1, 64);
+  const Inputs all = inputs_of(whole);
+  const Results results = run(whole, all);
+  for (std::int64_t position : {0, 127, 128, 259}) {
+    const Case one = of_warpgroups(1, 1, position + 1, 2, 1, 64);
+    const Results found = run(one, {all.q.slice(position, 1),
+                                    all.k.slice(0, position + 1),
+                                    all.v.slice(0, position + 1),
+                                    all.dout.slice(position, 1),
+                                    {}});
+    EXPECT_TRUE(std::equal(found.out.begin(), found.out.end(), results.out.begin() + position * 2 * 64))
+        << "position " << position;
+  }
+}
+
+// What a row does not see is multiplied by 0 in tiles, and 0 times NaN is NaN: such rows are computed again.
+TEST_F(CudaAttentionTest, NanReachesOnlyRowsThatSeeIt) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (Case c :
+       {Case{DType::f32, 1, 100, 100, 2, 1, 16, 40}, Case{DType::bf16, 1, 100, 100, 2, 1, 16, 40, false, 1},
+        Case{DType::bf16, 1, 100, 100, 2, 1, 40, 40, true, 2}, of_warpgroups(1, 100, 100, 2, 1, 64, 40)}) {
+    const Inputs in = inputs_of(c);
+    const auto poison = [&](const Tensor& matrix, std::int64_t row, float value) {
+      const std::vector<float> values(static_cast<std::size_t>(matrix.cols()), value);
+      reference_->copy(upload(*reference_, values, {1, matrix.cols()}, c.dtype), matrix.slice(row, 1));
+    };
+    poison(in.v, 20, kNan);
+    poison(in.v, 70, kInfinity);
+    poison(in.k, 30, kNan);
+    poison(in.dout, 95, kNan);
+    Results wanted = expected(c, in), found = run(c, in);
+    const float bound = c.dtype == DType::f32 ? kF32Bound : kBf16Bound;
+    for (const auto result : {&Results::out, &Results::lse, &Results::dq, &Results::dk, &Results::dv}) {
+      std::vector<float>&of_reference = wanted.*result, &ours = found.*result;
+      std::size_t finite = 0;
+      for (std::size_t i = 0; i < ours.size(); ++i) {
+        ASSERT_EQ(std::isfinite(ours[i]), std::isfinite(of_reference[i])) << describe(c) << " element " << i;
+        finite += std::isfinite(ours[i]);
+        if (!std::isfinite(ours[i])) ours[i] = of_reference[i] = 0;
+      }
+      EXPECT_GT(finite, 0u);
+      EXPECT_LE(relative_error(ours, of_reference), bound) << describe(c);
     }
   }
 }

@@ -13,6 +13,9 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
   cuda::Stream stream() const override { return nullptr; }
   MemorySource memory() override { return host_memory(); }
   bool needs_transposed_fp8() const override { return true; }
+  bool has_warpgroup_products() const override {
+    return false;
+  }  // their tiles are large: slow for small models
   void copy_from_host(const void* source, void* destination, std::size_t bytes) override {
     std::memcpy(destination, source, bytes);
   }

@@ -49,8 +49,11 @@ struct Fiber {
   dim3 index;
   const Meeting* waits_for = nullptr;
   std::uint64_t waits_in_round = 0;
+  const std::function<bool()>* condition = nullptr;
 
-  bool can_run() const { return !ended && (!waits_for || waits_for->round != waits_in_round); }
+  bool can_run() const {
+    return !ended && (!waits_for || waits_for->round != waits_in_round) && (!condition || (*condition)());
+  }
 };
 
 /// The block that runs. Kernels are free functions in CUDA's spelling, so it cannot be handed to them.
@@ -152,10 +155,11 @@ void prepare_block(dim3 threads, std::size_t shared_bytes) {
     Fiber& fiber = block.fibers[i];
     fiber.started = fiber.ended = false;
     fiber.waits_for = nullptr;
+    fiber.condition = nullptr;
     fiber.index = dim3(i % threads.x, i / threads.x % threads.y, i / (threads.x * threads.y));
     ++block.warps[i / kLanes].meeting.expected;
   }
-  constexpr std::size_t kAlignment = 128;
+  constexpr std::size_t kAlignment = 1024;
   block.shared.resize((shared_bytes + kAlignment) / sizeof(uint4) + 1);
   std::memset(block.shared.data(), 0xFF, block.shared.size() * sizeof(uint4));
   const auto address = reinterpret_cast<std::uintptr_t>(block.shared.data());
@@ -205,6 +209,14 @@ void* dynamic_shared_memory() {
 
 void wait_for_block() {
   wait_for(block.barrier);
+}
+
+void wait_until(const std::function<bool()>& condition) {
+  if (condition()) return;
+  Fiber& fiber = block.fibers[block.current];
+  fiber.condition = &condition;
+  to_scheduler();
+  fiber.condition = nullptr;
 }
 
 int lane() {

@@ -20,6 +20,7 @@
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static  // blocks run one after another
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -54,6 +55,8 @@ void run(const char* name, dim3 blocks, dim3 threads, std::size_t shared_bytes,
 
 void* dynamic_shared_memory();
 void wait_for_block();
+/// Lets other threads run until `condition` holds; they may change what it reads.
+void wait_until(const std::function<bool()>& condition);
 
 constexpr int kLanes = 32;
 /// Publishes the address of this lane's operand and waits until all lanes of the warp did.

@@ -3,16 +3,13 @@
 #include <initializer_list>
 #include <type_traits>
 
+#include "ops/cuda/attention_arguments.h"
 #include "ops/cuda/attention_backward_keys.cuh"
 #include "ops/cuda/attention_backward_queries.cuh"
 #include "ops/cuda/attention_scalar.cuh"
 
 namespace quaver::cuda {
 namespace {
-
-int blocks_of(std::int64_t rows, int size) {
-  return static_cast<int>((rows + size - 1) / size);
-}
 
 LaunchShape shape_of(int blocks, std::int64_t heads, std::int64_t batch, std::size_t shared_bytes) {
   return {dim3(blocks, static_cast<unsigned>(heads), static_cast<unsigned>(batch)), dim3(kAttentionThreads),
@@ -33,51 +30,6 @@ bool all_aligned(const AttentionShape& shape, std::initializer_list<AttentionMat
   bool aligned = shape.head_dim % 8 == 0;
   for (const AttentionMatrix& matrix : matrices) aligned = aligned && lies_on_16_bytes(matrix);
   return aligned;
-}
-
-template <typename T>
-HeadRows<T> rows_of(const AttentionMatrix& matrix) {
-  return {static_cast<T*>(matrix.data), matrix.stride};
-}
-
-template <typename T>
-AttentionArguments<T> arguments_of(const AttentionCall& call, bool aligned) {
-  const AttentionShape& shape = call.shape;
-  return {.query_len = static_cast<int>(shape.query_len),
-          .key_len = static_cast<int>(shape.key_len),
-          .heads = static_cast<int>(shape.heads),
-          .kv_heads = static_cast<int>(shape.kv_heads),
-          .head_dim = static_cast<int>(shape.head_dim),
-          .scale = shape.scale,
-          .aligned = aligned,
-          .q = rows_of<const T>(call.q),
-          .k = rows_of<const T>(call.k),
-          .v = rows_of<const T>(call.v),
-          .first_key = call.first_key,
-          .out = rows_of<T>(call.out),
-          .lse = call.lse,
-          .lse_stride = call.lse_stride};
-}
-
-int statistics_blocks(const AttentionShape& shape) {
-  return blocks_of(shape.query_len, kStatisticsRows);
-}
-
-Workspace workspace_of(const AttentionShape& shape, void* memory) {
-  auto* statistics = static_cast<QueryStatistics*>(memory);
-  const int blocks = statistics_blocks(shape);
-  return {statistics,
-          reinterpret_cast<FirstKeys*>(statistics + shape.batch * shape.heads * blocks * kStatisticsRows),
-          blocks};
-}
-
-template <typename T>
-GradientArguments<T> gradient_arguments(const AttentionShape& shape, const AttentionGradients& gradients) {
-  return {.dout = rows_of<const T>(gradients.dout),
-          .dq = rows_of<T>(gradients.dq),
-          .dk = rows_of<T>(gradients.dk),
-          .dv = rows_of<T>(gradients.dv),
-          .workspace = workspace_of(shape, gradients.workspace)};
 }
 
 /// Calls f with a constant: the narrowest width of tiles that holds a head.
@@ -113,7 +65,8 @@ void statistics(const AttentionCall& call, const AttentionGradients& gradients, 
   launch("attention_statistics", attention_statistics<T>,
          shape_of(statistics_blocks(call.shape), call.shape.heads, call.shape.batch,
                   kStatisticsRows * sizeof(int)),
-         stream, arguments_of<T>(call, false), gradient_arguments<T>(call.shape, gradients));
+         stream, arguments_of<T>(call, all_aligned(call.shape, {call.out, gradients.dout})),
+         gradient_arguments<T>(call.shape, gradients));
 }
 
 /// Two tiles of rows per warp read the other side half as often, and one makes twice as many blocks: two
@@ -187,6 +140,13 @@ bool takes_tiles(const AttentionCall& call) {
   return call.dtype == DType::bf16 && call.shape.head_dim <= kWidestTile;
 }
 
+/// Of a call that takes tiles. The warpgroups' maximum is of the unscaled products, so the scale must keep their order.
+bool takes_warpgroups(const AttentionCall& call, std::initializer_list<AttentionMatrix> matrices) {
+  const AttentionShape& shape = call.shape;
+  return call.warpgroups && shape.scale > 0 && shape.batch > 0 && shape.query_len > 0 &&
+         all_aligned(shape, matrices);
+}
+
 }  // namespace
 
 void launch_attention(const AttentionCall& call, Stream stream) {
@@ -196,6 +156,8 @@ void launch_attention(const AttentionCall& call, Stream stream) {
       forward_scalar<decltype(element), columns()>(call, stream);
     });
   }
+  if (takes_warpgroups(call, {call.q, call.k, call.v, call.out}))
+    return launch_warpgroup_attention(call, stream);
   if (takes_two_tiles(call, call.shape.query_len, call.shape.heads)) return forward_tiles<2>(call, stream);
   forward_tiles<1>(call, stream);
 }
@@ -212,6 +174,9 @@ void launch_attention_backward(const AttentionCall& call, const AttentionGradien
   check_device_attention(call.shape);
   if (takes_tiles(call)) {
     statistics<bf16>(call, gradients, stream);
+    if (takes_warpgroups(call,
+                         {call.q, call.k, call.v, gradients.dout, gradients.dq, gradients.dk, gradients.dv}))
+      return launch_warpgroup_attention_backward(call, gradients, stream);
     return backward_tiles(call, gradients, stream);
   }
   for_scalar(call, [&](auto element, auto columns) {

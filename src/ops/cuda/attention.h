@@ -6,9 +6,11 @@
 /// summed by one thread in a fixed order: no atomics, the same bits in every run.
 ///
 /// BF16 heads up to kWidestTile go through tiles and the tensor cores: probabilities and their gradients are
-/// rounded to BF16 before they are multiplied, and masked keys of a tile are multiplied by 0, so that a NaN
-/// or infinity in their v (in backward: k, and dout and q of queries that do not see a key) reaches the whole
-/// tile. FP32, and heads up to kWidestHead, take one warp per row and no tensor cores.
+/// rounded to BF16 before they are multiplied. Where the chip has warpgroup products (sm_90a) and operands lie on
+/// 16 bytes, the tiles are theirs. FP32, and heads up to kWidestHead, take one warp per row and no tensor cores.
+///
+/// A NaN or an infinity reaches only the rows that see it, as in the reference: rows of tiles that come out NaN are
+/// computed again by a warp that reads nothing but what they see.
 ///
 /// A query that sees no key (first_key beyond its position) has out NaN and lse -infinity, as in the
 /// reference, gets dq = 0 and gives nothing to dk and dv.
@@ -46,6 +48,8 @@ struct AttentionCall {
   std::int64_t lse_stride = 0;
   /// Of BF16: 1 or 2 tiles of 16 rows per warp, the same bits; 0 chooses by shape.
   int row_tiles = 0;
+  /// The chip has warpgroup products (sm_90a): BF16 tiles on 16 bytes go through those.
+  bool warpgroups = false;
 };
 
 struct AttentionGradients {

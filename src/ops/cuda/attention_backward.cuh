@@ -5,13 +5,33 @@
 
 namespace quaver::cuda {
 
-/// The matrices of a backward beside those of its forward.
+constexpr int kRowLanes = 16, kPieceElements = 8;
 template <typename T>
-struct GradientArguments {
-  HeadRows<const T> dout;
-  HeadRows<T> dq, dk, dv;
-  Workspace workspace;
+struct alignas(16) Piece {
+  T at[kPieceElements];
 };
+
+/// A lane's share of the sum of a[d] * b[d]: pieces of 8 elements, kRowLanes lanes apart. `aligned`: each lies on 16
+/// bytes.
+template <typename T>
+__device__ float share_of_dot(const T* a, const T* b, int width, bool aligned, int lane_of_row) {
+  float sum = 0;
+  for (int begin = kPieceElements * lane_of_row; begin < width; begin += kPieceElements * kRowLanes) {
+    Piece<T> left, right;
+    if (aligned) {
+      left = *reinterpret_cast<const Piece<T>*>(a + begin);
+      right = *reinterpret_cast<const Piece<T>*>(b + begin);
+    } else {
+      for (int d = 0; d < kPieceElements; ++d) {
+        left.at[d] = begin + d < width ? a[begin + d] : T{};
+        right.at[d] = begin + d < width ? b[begin + d] : T{};
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < kPieceElements; ++d) sum += as_float(left.at[d]) * as_float(right.at[d]);
+  }
+  return sum;
+}
 
 /// Statistics of kStatisticsRows queries of one head; grid: blocks of queries, heads, sequences.
 template <typename T>
@@ -22,19 +42,19 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const int block = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
   QueryStatistics* const statistics =
       gradients.workspace.of(batch, args.heads, head) + block * kStatisticsRows;
-  for (int row = warp; row < kStatisticsRows; row += kAttentionWarps) {
+  for (int row = thread / kRowLanes; row < kStatisticsRows; row += kAttentionThreads / kRowLanes) {
     const int query = block * kStatisticsRows + row;
+    const std::int64_t at = static_cast<std::int64_t>(batch) * args.query_len + query;
     QueryStatistics found{0, 0, visible_keys(args, batch, query)};
     if (query < args.query_len) {
-      const std::int64_t at = static_cast<std::int64_t>(batch) * args.query_len + query;
-      const auto dout = head_rows(gradients.dout, at, head, args.head_dim);
-      const auto out = head_rows(args.out, at, head, args.head_dim);
-      for (int d = lane; d < args.head_dim; d += 32)
-        found.delta += as_float(dout.data[d]) * as_float(out.data[d]);
-      for (int step = 16; step > 0; step /= 2) found.delta += __shfl_xor_sync(kAllLanes, found.delta, step);
+      found.delta = share_of_dot<T>(head_rows(gradients.dout, at, head, args.head_dim).data,
+                                    head_rows(args.out, at, head, args.head_dim).data, args.head_dim,
+                                    args.aligned, thread % kRowLanes);
       found.lse = kLog2E * args.lse[at * args.lse_stride + head];
     }
-    if (lane == 0) {
+    for (int step = kRowLanes / 2; step > 0; step /= 2)
+      found.delta += __shfl_xor_sync(kAllLanes, found.delta, step);
+    if (thread % kRowLanes == 0) {
       statistics[row] = found;
       first_keys[row] = found.keys.first;
     }

@@ -138,6 +138,12 @@ __global__ void __launch_bounds__(kAttentionThreads)
   };
   store(dk, gradients.dk, args.scale);
   store(dv, gradients.dv, 1);
+  bool has_nan[kRowTiles][2] = {};
+  find_nan(dk, has_nan);
+  find_nan(dv, has_nan);
+  for_nan_rows(has_nan, keys - warp_row, [&](int row) {
+    differentiate_key<bf16, kWidth / 32>(args, gradients, batch, kv_head, key + warp_row + row, lane);
+  });
 }
 
 }  // namespace quaver::cuda

@@ -111,6 +111,11 @@ __global__ void __launch_bounds__(kAttentionThreads)
   store_rows<kRowTiles, kWidth>(dq, head_rows(gradients.dq, query_row + warp_row, head, args.head_dim),
                                 rows - warp_row, args.head_dim, args.aligned, lane,
                                 [&](int, int) { return args.scale; });
+  bool has_nan[kRowTiles][2] = {};
+  find_nan(dq, has_nan);
+  for_nan_rows(has_nan, rows - warp_row, [&](int row) {
+    differentiate_query<bf16, kWidth / 32>(args, gradients, batch, head, query + warp_row + row, lane);
+  });
 }
 
 }  // namespace quaver::cuda

@@ -3,7 +3,7 @@
 /// 2307.08691).
 #pragma once
 
-#include "ops/cuda/attention_rows.cuh"
+#include "ops/cuda/attention_single_row.cuh"
 
 namespace quaver::cuda {
 
@@ -34,6 +34,15 @@ __device__ inline float sum_of_row(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+/// The smallest and the largest of all lanes; every lane gets both.
+__device__ inline FirstKeys extremes_of_lanes(FirstKeys found) {
+  for (int step = 16; step > 0; step /= 2) {
+    found.smallest = min(found.smallest, __shfl_xor_sync(kAllLanes, found.smallest, step));
+    found.largest = max(found.largest, __shfl_xor_sync(kAllLanes, found.largest, step));
+  }
+  return found;
+}
+
 /// Smallest and largest of numbers in shared memory; every lane of the warp gets both.
 template <int kCount>
 __device__ FirstKeys extremes(const int* numbers, int lane) {
@@ -41,11 +50,7 @@ __device__ FirstKeys extremes(const int* numbers, int lane) {
   for (int i = lane; i < kCount; i += 32) {
     found = {min(found.smallest, numbers[i]), max(found.largest, numbers[i])};
   }
-  for (int step = 16; step > 0; step /= 2) {
-    found.smallest = min(found.smallest, __shfl_xor_sync(kAllLanes, found.smallest, step));
-    found.largest = max(found.largest, __shfl_xor_sync(kAllLanes, found.largest, step));
-  }
-  return found;
+  return extremes_of_lanes(found);
 }
 
 /// Products of the keys from `key` on become scores in units of log2; -infinity for keys that are not seen.
@@ -152,6 +157,11 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
   store_rows<kRowTiles, kWidth>(out, head_rows(args.out, query_row + warp_row, head, args.head_dim),
                                 rows - warp_row, args.head_dim, args.aligned, lane,
                                 [&](int i, int half) { return 1 / weight[i][half]; });
+  bool has_nan[kRowTiles][2] = {};
+  find_nan(out, has_nan);
+  for_nan_rows(has_nan, rows - warp_row, [&](int row) {
+    attend_row<bf16, kWidth / 32>(args, batch, head, query + warp_row + row, lane);
+  });
 }
 
 }  // namespace quaver::cuda

@@ -9,8 +9,9 @@ AttentionMatrix matrix(const Tensor& tensor) {
 }
 
 AttentionCall call_of(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
-                      const Tensor& first_key, const Tensor& out, const Tensor& lse) {
+                      const Tensor& first_key, const Tensor& out, const Tensor& lse, bool warpgroups) {
   AttentionCall call;
+  call.warpgroups = warpgroups;
   call.shape = shape;
   call.dtype = q.dtype();
   call.q = matrix(q);
@@ -29,7 +30,8 @@ AttentionCall call_of(const AttentionShape& shape, const Tensor& q, const Tensor
 void DeviceBackend::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& first_key, const Tensor& out, const Tensor& lse) {
   check_attention(shape, q, k, v, first_key, out, lse);
-  launch_attention(call_of(shape, q, k, v, first_key, out, lse), stream());
+  launch_attention(call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products()),
+                   stream());
 }
 
 void DeviceBackend::attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q,
@@ -38,7 +40,7 @@ void DeviceBackend::attention_backward(const AttentionShape& shape, const Tensor
                                        const Tensor& dk, const Tensor& dv) {
   check_attention_backward(shape, dout, q, k, v, first_key, out, lse, dq, dk, dv);
   const Tensor workspace = allocate(DType::u8, {attention_workspace(shape)});
-  launch_attention_backward(call_of(shape, q, k, v, first_key, out, lse),
+  launch_attention_backward(call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products()),
                             {matrix(dout), matrix(dq), matrix(dk), matrix(dv), workspace.raw()}, stream());
 }
 

@@ -82,4 +82,12 @@ struct Workspace {
   }
 };
 
+/// The matrices of a backward beside those of its forward.
+template <typename T>
+struct GradientArguments {
+  HeadRows<const T> dout;
+  HeadRows<T> dq, dk, dv;
+  Workspace workspace;
+};
+
 }  // namespace quaver::cuda

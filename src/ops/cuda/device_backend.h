@@ -23,6 +23,8 @@ class DeviceRuntime {
   virtual Stream stream() const = 0;
   virtual MemorySource memory() = 0;
   virtual bool needs_transposed_fp8() const = 0;
+  /// The chip's own products of whole warpgroups (sm_90a), and code for them in this build.
+  virtual bool has_warpgroup_products() const = 0;
   /// The source may be reused as soon as this returns.
   virtual void copy_from_host(const void* source, void* destination, std::size_t bytes) = 0;
   /// Waits for the copy, and so for everything before it.

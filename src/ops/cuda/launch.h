@@ -7,7 +7,7 @@
 /// without a GPU.
 ///
 /// What the emulation knows, and kernels may use:
-/// - __global__, __device__, __launch_bounds__, `__shared__` variables of trivial types, threadIdx, blockIdx,
+/// - __global__, __device__, __launch_bounds__, __grid_constant__, `__shared__` variables of trivial types, threadIdx, blockIdx,
 ///   blockDim, gridDim, __syncthreads, __syncwarp, and of all 32 lanes (mask kAllLanes) __shfl_sync,
 ///   __shfl_xor_sync, __shfl_down_sync, __shfl_up_sync, __ballot_sync;
 /// - atomicAdd, atomicMax, atomicMin, atomicOr on 32- and 64-bit integers;
@@ -42,10 +42,10 @@ struct LaunchShape {
   std::size_t shared_bytes = 0;  ///< of dynamic_shared_memory(); more than 48 KiB is asked for where needed
 };
 
-/// The block's dynamic shared memory, 128-byte aligned.
+/// The block's dynamic shared memory, 1024-byte aligned.
 __device__ inline void* dynamic_shared_memory() {
 #ifdef __CUDACC__
-  extern __shared__ __align__(128) unsigned char quaver_dynamic_shared[];
+  extern __shared__ __align__(1024) unsigned char quaver_dynamic_shared[];
   return quaver_dynamic_shared;
 #else
   return emulation::dynamic_shared_memory();

@@ -13,6 +13,12 @@ namespace {
 
 constexpr std::size_t kStagingBytes = 4 << 20;
 
+#if defined(QUAVER_SM90A)
+constexpr bool kCompiledForSm90a = true;
+#else
+constexpr bool kCompiledForSm90a = false;
+#endif
+
 /// Pinned memory through which copies from the host pass: two halves, so that one is filled while the other
 /// is copied. A half is filled again when its last copy is over.
 class Staging {
@@ -99,6 +105,7 @@ class CudaRuntime final : public DeviceRuntime {
     return {Device::cuda, allocate_on_device, [](void* block) { cudaFree(block); }, fail_for_memory};
   }
   bool needs_transposed_fp8() const override { return chip() / 10 != 10; }
+  bool has_warpgroup_products() const override { return chip() == 90 && kCompiledForSm90a; }
 
   void copy_from_host(const void* source, void* destination, std::size_t bytes) override {
     staging_.copy_from_host(static_cast<const char*>(source), static_cast<char*>(destination), bytes);
