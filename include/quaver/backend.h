@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -69,9 +70,23 @@ struct AdamWStep {
   std::int64_t step = 1;  ///< 1 for the first step: bias corrections 1 - beta^step
 };
 
+/// A parameter in an AdamW step; f32, contiguous, of one shape.
+struct AdamWTensor {
+  Tensor gradient, value, m, v;
+  bool decays = true;  ///< false: no weight decay
+};
+
 /// Bytes of the backend's arena: handed out now, handed out at the worst moment, and held from the system.
 struct MemoryUse {
   std::int64_t in_use = 0, peak = 0, reserved = 0;
+};
+
+/// What became of the sequences of operations in `run_repeated`.
+struct RepeatUse {
+  std::int64_t replayed = 0;  ///< handed over as one, the first time after recording included
+  std::int64_t recorded = 0;  ///< recorded for that
+  std::int64_t direct = 0;    ///< started operation by operation
+  std::string why_direct;     ///< the last of those
 };
 
 /// All operations on one device. Modules hold a reference to one; a program names it and passes it on.
@@ -84,6 +99,14 @@ class Backend : public ScaleUpdater {
   /// Whether FP8 casts must also write the transposed bytes, because GEMMs take operands contiguous along the
   /// contraction only.
   virtual bool needs_transposed_fp8() const = 0;
+
+  /// Runs `work`, whose operations are often the same: a micro-batch's forward and backward. A device may keep
+  /// them back, and hand over at once a sequence that it has met before (a CUDA graph: one launch instead of
+  /// many). Results, and what `work` does on the host, are as without. Copies from or to
+  /// the host inside `work` are allowed, but end the keeping back. Inside another run_repeated: plain `work`.
+  virtual void run_repeated(const std::function<void()>& work) { work(); }
+  /// All zero on a device that runs everything directly.
+  virtual RepeatUse repeat_use() const { return {}; }
 
   // ---- memory ----
 
@@ -209,9 +232,10 @@ class Backend : public ScaleUpdater {
   /// AdamW with decoupled decay (arXiv 1711.05101), g = gradient * clip, clip = min(1, max_norm / norm[0]):
   ///   m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  mhat, vhat bias-corrected
   ///   value -= lr * (mhat / (sqrt(vhat) + epsilon) + weight_decay * value)
-  /// norm: f32[1] on the device. max_norm <= 0: no clipping. If norm[0] is not finite nothing is written.
-  virtual void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
-                     const Tensor& value, const Tensor& m, const Tensor& v) = 0;
+  /// for every tensor. norm: f32[1] on the device. max_norm <= 0: no clipping. If norm[0] is not finite nothing is
+  /// written.
+  virtual void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
+                     std::span<const AdamWTensor> tensors) = 0;
 };
 
 /// Makes a backend by name: "reference" (plain scalar code: the specification), "cpu" (vectorised, the same

@@ -45,11 +45,11 @@ void add_bench_generate(CLI::App& bench, Command& chosen) {
 
 void add_bench_kernels(CLI::App& bench, Command& chosen) {
   CLI::App* command =
-      bench.add_subcommand("kernels", "CPU operations bound by memory, against a copy of as many bytes");
+      bench.add_subcommand("kernels", "Operations bound by memory, against a copy of as many bytes");
   auto arguments = std::make_shared<BenchKernelsArguments>();
-  command->add_option("--tokens", arguments->tokens, "rows of the matrices")
+  command->add_option("--backend", arguments->backend, "cpu, cuda or reference")->capture_default_str();
+  command->add_option("--tokens", arguments->tokens, "rows of the matrices; default: beyond the caches")
       ->check(CLI::PositiveNumber)
-      ->capture_default_str()
       ->type_name("M");
   command->add_option("--only", arguments->only, "operations whose name contains this")->type_name("TEXT");
   command->add_option("--rounds", arguments->rounds, "timed rounds of each operation")
@@ -58,6 +58,52 @@ void add_bench_kernels(CLI::App& bench, Command& chosen) {
       ->type_name("N");
   command->add_flag("--json", arguments->json, "print the results as one JSON array");
   command->callback([=, &chosen] { chosen = [=] { return bench_kernels(*arguments); }; });
+}
+
+void add_bench_crossover(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand(
+      "crossover", "One table of FP8 against BF16 steps over models, micro-batches and contexts");
+  auto arguments = std::make_shared<BenchCrossoverArguments>();
+  command->add_option("configs", arguments->configs, "run files or run folders")
+      ->required()
+      ->type_name("RUN.toml...");
+  command->add_option("--set", arguments->overrides, kOverridesHelp)->type_name("KEY=VALUE");
+  command->add_option("--micro-batch", arguments->micro_batches, "sequences per step")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("B...");
+  command->add_option("--context", arguments->contexts, "tokens per sequence")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("T...");
+  command->add_option("--steps", arguments->steps, "timed steps of each precision")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the results as one JSON array");
+  command->callback([=, &chosen] { chosen = [=] { return bench_crossover(*arguments); }; });
+}
+
+void add_bench_gemm(CLI::App& bench, Command& chosen) {
+  CLI::App* command =
+      bench.add_subcommand("gemm", "FP8 against BF16 products of every Linear, with their casts");
+  auto arguments = std::make_shared<BenchGemmArguments>();
+  command->add_option("config", arguments->config, "run file or run folder")
+      ->required()
+      ->type_name("RUN.toml");
+  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command->add_option("--backend", arguments->backend, "instead of the configuration's");
+  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
+      ->check(CLI::PositiveNumber)
+      ->type_name("B");
+  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  command->add_option("--square", arguments->square, "also products of square matrices of this size")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the results as one JSON array");
+  command->callback([=, &chosen] { chosen = [=] { return bench_gemm(*arguments); }; });
 }
 
 void add_bench_tokenize(CLI::App& bench, Command& chosen) {
@@ -101,6 +147,8 @@ void add_bench_step(CLI::App& bench, Command& chosen) {
 void add_bench(CLI::App& app, Command& chosen) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed and memory")->require_subcommand(1);
   add_bench_step(*bench, chosen);
+  add_bench_crossover(*bench, chosen);
+  add_bench_gemm(*bench, chosen);
   add_bench_generate(*bench, chosen);
   add_bench_memory(*bench, chosen);
   add_bench_kernels(*bench, chosen);

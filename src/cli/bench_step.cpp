@@ -25,7 +25,9 @@ void print_json(const StepBenchmark& result) {
                                        {"bf16_peak_flops", result.bf16_peak},
                                        {"fp8", to_json(result.fp8)},
                                        {"bf16", to_json(result.bf16)},
-                                       {"fp8_over_bf16", result.ratio}};
+                                       {"fp8_over_bf16", result.ratio},
+                                       {"replayed", result.repeats.replayed},
+                                       {"direct", result.repeats.direct}};
   fmt::print("{}\n", json.dump());
 }
 
@@ -42,6 +44,11 @@ void print_text(const StepBenchmark& result) {
   print_speed("FP8", result.fp8);
   print_speed("BF16", result.bf16);
   fmt::print("FP8/BF16   {:.3f} times the speed (median of pairs)\n", result.ratio);
+  const RepeatUse& repeats = result.repeats;
+  if (repeats.replayed + repeats.direct == 0) return;
+  fmt::print(
+      "sequences of operations: {} replayed as CUDA graphs, {} started one by one (the last because of {})\n",
+      repeats.replayed, repeats.direct, repeats.why_direct);
 }
 
 }  // namespace

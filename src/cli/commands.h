@@ -106,9 +106,32 @@ struct BenchGenerateArguments {
 };
 int bench_generate(const BenchGenerateArguments& arguments);
 
+/// Steps of several configurations, micro-batches and contexts, in one table.
+struct BenchCrossoverArguments {
+  std::vector<std::string> configs;  ///< run files or run folders
+  std::vector<std::string> overrides;
+  std::vector<std::int64_t> micro_batches{1, 4, 8, 12, 32}, contexts{512, 2048};
+  std::int64_t steps = 5;
+  bool json = false;
+};
+int bench_crossover(const BenchCrossoverArguments& arguments);
+
+/// The products of a configuration's Linears.
+struct BenchGemmArguments {
+  std::string config;  ///< a run file, or a run folder
+  std::vector<std::string> overrides;
+  std::string backend;           ///< empty: the configuration's
+  std::int64_t micro_batch = 0;  ///< 0: train.batch
+  std::int64_t context = 0;      ///< 0: model.context
+  std::int64_t square = 0;       ///< also products of square matrices of this size; 0: none
+  bool json = false;
+};
+int bench_gemm(const BenchGemmArguments& arguments);
+
 struct BenchKernelsArguments {
-  std::vector<std::int64_t> tokens{4096, 16384};
-  std::string only;  ///< operations whose name contains this
+  std::string backend = "cpu";
+  std::vector<std::int64_t> tokens;  ///< empty: as many as exceed the backend's caches
+  std::string only;                  ///< operations whose name contains this
   int rounds = 9;
   bool json = false;
 };

@@ -154,7 +154,11 @@ const QuantizedTensor& Linear::fp8_weight(Context& context) {
   const bool must_stage = context.gradients_enabled();
   const bool current = fp8_weight_.version == weight_->version && fp8_weight_.dtype == dtype;
   if (!current || (must_stage && !fp8_weight_.staged)) {
-    QuantizedTensor copy = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
+    // A copy keeps its place while its type stays, so that a device meets the same addresses in every step. What an
+    // earlier forward kept for its backward is overwritten, as the master is.
+    QuantizedTensor copy = fp8_weight_.dtype == dtype ? fp8_weight_.copy : QuantizedTensor();
+    if (!copy.defined())
+      copy = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
     backend_.cast(weight_->value, {{}, copy, make_quantizer(*fp8_.weight, dtype, must_stage)});
     fp8_weight_ = {std::move(copy), weight_->version, dtype, must_stage};
     ++weight_casts_;
@@ -166,7 +170,8 @@ const Tensor& Linear::real_weight(Context& context) {
   const DType dtype = context.high_precision();
   if (dtype == DType::f32) return weight_->value;
   if (real_weight_.version != weight_->version || real_weight_.dtype != dtype) {
-    Tensor copy = backend_.allocate(dtype, weight_->value.shape());
+    Tensor copy = real_weight_.dtype == dtype ? real_weight_.copy : Tensor();  // in its place, as above
+    if (!copy) copy = backend_.allocate(dtype, weight_->value.shape());
     backend_.convert(weight_->value, copy);
     real_weight_ = {std::move(copy), weight_->version, dtype, false};
     ++weight_casts_;

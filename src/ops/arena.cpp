@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <new>
 
@@ -13,6 +14,9 @@ namespace quaver {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
+/// Smaller blocks of a source with chunks are not cut from them: holes between them would cost more than they hold.
+constexpr std::size_t kSmallestCut = std::size_t{1} << 18;
+constexpr std::size_t kCutAlignment = 512;
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
 /// Small requests share sizes at cache-line steps, large ones at steps of 1/8 of their size, so that nearly
@@ -37,7 +41,7 @@ void* allocate_block(std::size_t size) {
 }  // namespace
 
 MemorySource host_memory() {
-  return {Device::host, allocate_block, [](void* block) { std::free(block); },
+  return {Device::host, 0, allocate_block, [](void* block) { std::free(block); },
           [](std::size_t, const MemoryUse&) { throw std::bad_alloc(); }};
 }
 
@@ -49,14 +53,10 @@ std::shared_ptr<Storage> Arena::allocate(std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   // More than any machine has, and more than rounding could represent.
   if (bytes > std::numeric_limits<std::size_t>::max() / 2) source_.fail(bytes, use_);
-  const std::size_t size = rounded(bytes);
-  void* block = nullptr;
-  if (auto& blocks = free_[size]; !blocks.empty()) {
-    block = blocks.back();
-    blocks.pop_back();
-  } else {
-    block = fresh_block(size);
-  }
+  const std::size_t exact = (bytes + kCutAlignment - 1) / kCutAlignment * kCutAlignment;
+  const std::size_t size = is_cut(exact) ? exact : rounded(bytes);
+  void* block = free_block(size);
+  if (!block) block = fresh_block(size);
   use_.in_use += static_cast<std::int64_t>(size);
   use_.peak = std::max(use_.peak, use_.in_use);
   return std::make_shared<Storage>(block, size, source_.device, [arena = shared_from_this(), block, size] {
@@ -64,15 +64,40 @@ std::shared_ptr<Storage> Arena::allocate(std::size_t bytes) {
   });
 }
 
+bool Arena::is_cut(std::size_t size) const {
+  return source_.chunk_bytes > 0 && size >= kSmallestCut;
+}
+
+/// Null if there is none.
+void* Arena::free_block(std::size_t size) {
+  if (is_cut(size)) return chunks_.take(size);
+  auto& blocks = free_[size];
+  if (blocks.empty()) return nullptr;
+  if (source_.chunk_bytes > 0) std::pop_heap(blocks.begin(), blocks.end(), std::greater<>());
+  void* const block = blocks.back();
+  blocks.pop_back();
+  return block;
+}
+
+void* Arena::from_source(std::size_t size) {
+  void* const block = source_.allocate(size);
+  if (block) use_.reserved += static_cast<std::int64_t>(size);
+  return block;
+}
+
 void* Arena::fresh_block(std::size_t size) {
-  void* block = source_.allocate(size);
+  const bool cut = is_cut(size);
+  std::size_t wanted = cut ? std::max(size, source_.chunk_bytes) : size;
+  void* block = from_source(wanted);
+  if (!block && wanted > size) block = from_source(wanted = size);
   if (!block) {
     release_unused();
-    block = source_.allocate(size);
+    block = from_source(wanted);
   }
   if (!block) source_.fail(size, use_);
-  use_.reserved += static_cast<std::int64_t>(size);
-  return block;
+  if (!cut) return block;
+  chunks_.add(block, wanted);
+  return chunks_.take(size);
 }
 
 void Arena::release_unused() {
@@ -81,11 +106,21 @@ void Arena::release_unused() {
     use_.reserved -= static_cast<std::int64_t>(size * blocks.size());
     blocks.clear();
   }
+  for (const auto& [chunk, size] : chunks_.remove_unused()) {
+    source_.release(chunk);
+    use_.reserved -= static_cast<std::int64_t>(size);
+  }
 }
 
 void Arena::release(void* block, std::size_t size) {
   const std::lock_guard lock(mutex_);
-  free_[size].push_back(block);
+  if (is_cut(size)) {
+    chunks_.give_back(block, size);
+  } else {
+    auto& blocks = free_[size];
+    blocks.push_back(block);
+    if (source_.chunk_bytes > 0) std::push_heap(blocks.begin(), blocks.end(), std::greater<>());
+  }
   use_.in_use -= static_cast<std::int64_t>(size);
 }
 

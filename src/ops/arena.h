@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "ops/memory_chunks.h"
 #include "quaver/backend.h"
 #include "quaver/tensor.h"
 
@@ -16,6 +17,10 @@ namespace quaver {
 /// Where an arena gets its blocks: at least 64-byte aligned.
 struct MemorySource {
   Device device = Device::host;
+  /// 0: blocks are kept by size, the one freed last is taken first (it may still be in a cache). Else large blocks are
+  /// cut from chunks of at least so many bytes, so that all sizes share the memory, and addresses repeat with a repeated
+  /// sequence of requests.
+  std::size_t chunk_bytes = 0;
   std::function<void*(std::size_t)> allocate;  ///< null if there is no memory left
   std::function<void(void*)> release;
   /// What to throw when there is none left even after all unused blocks went back.
@@ -35,13 +40,18 @@ class Arena : public std::enable_shared_from_this<Arena> {
   MemoryUse use() const;
 
  private:
+  bool is_cut(std::size_t size) const;
+  void* free_block(std::size_t size);
   void* fresh_block(std::size_t size);
+  void* from_source(std::size_t size);
   void release_unused();
   void release(void* block, std::size_t size);
 
   MemorySource source_;
   mutable std::mutex mutex_;
-  std::map<std::size_t, std::vector<void*>> free_;  // by rounded size
+  std::map<std::size_t, std::vector<void*>>
+      free_;  // by rounded size; a heap, the lowest in front, where there are chunks
+  MemoryChunks chunks_;
   MemoryUse use_;
 };
 

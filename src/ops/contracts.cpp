@@ -357,14 +357,15 @@ void check_global_norm(std::span<const Tensor> tensors, const Tensor& result) {
   operands.expect(result, "result", DType::f32, {1});
 }
 
-void check_adamw(const Tensor& norm, const Tensor& gradient, const Tensor& value, const Tensor& m,
-                 const Tensor& v) {
+void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors) {
   const Operands operands("adamw");
   operands.expect(norm, "norm", DType::f32, {1});
-  operands.expect_contiguous(value, "value", DType::f32, value.shape());
-  operands.expect_contiguous(gradient, "gradient", DType::f32, value.shape());
-  operands.expect_contiguous(m, "m", DType::f32, value.shape());
-  operands.expect_contiguous(v, "v", DType::f32, value.shape());
+  for (const auto& [gradient, value, m, v, decays] : tensors) {
+    operands.expect_contiguous(value, "value", DType::f32, value.shape());
+    operands.expect_contiguous(gradient, "gradient", DType::f32, value.shape());
+    operands.expect_contiguous(m, "m", DType::f32, value.shape());
+    operands.expect_contiguous(v, "v", DType::f32, value.shape());
+  }
 }
 
 void check_update_scales(std::span<const ScaleUpdate> updates) {

@@ -54,8 +54,7 @@ void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tens
                          const Output& dlogits);
 
 void check_global_norm(std::span<const Tensor> tensors, const Tensor& result);
-void check_adamw(const Tensor& norm, const Tensor& gradient, const Tensor& value, const Tensor& m,
-                 const Tensor& v);
+void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors);
 void check_update_scales(std::span<const ScaleUpdate> updates);
 
 }  // namespace quaver

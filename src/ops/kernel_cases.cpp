@@ -31,25 +31,27 @@ Output real_output(Backend& backend, std::int64_t rows, std::int64_t cols) {
 
 Output fp8_output(Backend& backend, std::int64_t rows, std::int64_t cols, DType format) {
   Output output;
-  output.quantized = {backend.allocate(format, {rows, cols}), {}, backend.allocate(DType::f32, {1})};
+  output.quantized = {backend.allocate(format, {rows, cols}),
+                      backend.needs_transposed_fp8() ? backend.allocate(format, {cols, rows}) : Tensor(),
+                      backend.allocate(DType::f32, {1})};
   output.quantizer = {format, filled(backend, DType::f32, {1}, 64), filled(backend, DType::f32, {1}, 0),
                       filled(backend, DType::i64, {kCastCounters}, 0)};
   return output;
 }
 
 Tensor indices(Backend& backend, std::int64_t count, std::int64_t step, std::int64_t limit) {
-  const Tensor tensor = backend.allocate(DType::i32, {count});
-  for (std::int64_t i = 0; i < count; ++i)
-    tensor.data<std::int32_t>()[i] = static_cast<std::int32_t>(i * step % limit);
-  return tensor;
+  std::vector<std::int32_t> values;
+  for (std::int64_t i = 0; i < count; ++i) values.push_back(static_cast<std::int32_t>(i * step % limit));
+  return upload(backend, values, {count});
 }
 
-/// Collects cases of [tokens, cols] matrices; `bytes` is per element of the matrix.
+/// Collects cases of [tokens, cols] matrices; `bytes` is per element of the matrix, of which `fp8` are FP8 results.
 class Cases {
  public:
   void add(const char* name, std::int64_t rows, std::int64_t cols, double bytes,
-           std::function<Run(Backend&, std::int64_t, std::int64_t)> prepare) {
-    cases_.push_back({name, fmt::format("{} x {}", rows, cols), bytes * static_cast<double>(rows * cols),
+           std::function<Run(Backend&, std::int64_t, std::int64_t)> prepare, double fp8 = 0) {
+    const auto elements = static_cast<double>(rows * cols);
+    cases_.push_back({name, fmt::format("{} x {}", rows, cols), bytes * elements, fp8 * elements,
                       [=](Backend& backend) { return prepare(backend, rows, cols); }});
   }
   std::vector<KernelCase> take() { return std::move(cases_); }
@@ -60,12 +62,14 @@ class Cases {
 
 void add_casts(Cases& cases, std::int64_t tokens) {
   for (DType format : {DType::e4m3, DType::e5m2}) {
-    cases.add(format == DType::e4m3 ? "cast bf16 to e4m3" : "cast bf16 to e5m2", tokens, kFeedForward, 3,
-              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-                return [&b, x = random_real(b, DType::bf16, {m, n}, 1), y = fp8_output(b, m, n, format)] {
-                  b.cast(x, y);
-                };
-              });
+    cases.add(
+        format == DType::e4m3 ? "cast bf16 to e4m3" : "cast bf16 to e5m2", tokens, kFeedForward, 3,
+        [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, x = random_real(b, DType::bf16, {m, n}, 1), y = fp8_output(b, m, n, format)] {
+            b.cast(x, y);
+          };
+        },
+        1);
   }
   for (auto [name, from, to] : {std::tuple{"convert f32 to bf16", DType::f32, DType::bf16},
                                 std::tuple{"convert bf16 to f32", DType::bf16, DType::f32}}) {
@@ -81,19 +85,22 @@ void add_norms(Cases& cases, std::int64_t tokens) {
     const auto output = [=](Backend& b, std::int64_t m, std::int64_t n) {
       return fp8 ? fp8_output(b, m, n, DType::e4m3) : real_output(b, m, n);
     };
-    cases.add(fp8 ? "rms_norm, e4m3" : "rms_norm", tokens, kWidth, fp8 ? 3 : 4,
-              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-                return [&b, x = random_real(b, DType::bf16, {m, n}, 1), g = filled(b, DType::f32, {n}, 1),
-                        y = output(b, m, n),
-                        r = filled(b, DType::f32, {m}, 0)] { b.rms_norm(x, g, 1e-6f, y, r); };
-              });
-    cases.add(fp8 ? "layer_norm, e4m3" : "layer_norm", tokens, kWidth, fp8 ? 3 : 4,
-              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-                return [&b, x = random_real(b, DType::bf16, {m, n}, 1), g = filled(b, DType::f32, {n}, 1),
-                        c = filled(b, DType::f32, {n}, 0), y = output(b, m, n),
-                        mean = filled(b, DType::f32, {m}, 0),
-                        r = filled(b, DType::f32, {m}, 0)] { b.layer_norm(x, g, c, 1e-6f, y, mean, r); };
-              });
+    cases.add(
+        fp8 ? "rms_norm, e4m3" : "rms_norm", tokens, kWidth, fp8 ? 3 : 4,
+        [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, x = random_real(b, DType::bf16, {m, n}, 1), g = filled(b, DType::f32, {n}, 1),
+                  y = output(b, m, n), r = filled(b, DType::f32, {m}, 0)] { b.rms_norm(x, g, 1e-6f, y, r); };
+        },
+        fp8);
+    cases.add(
+        fp8 ? "layer_norm, e4m3" : "layer_norm", tokens, kWidth, fp8 ? 3 : 4,
+        [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return
+              [&b, x = random_real(b, DType::bf16, {m, n}, 1), g = filled(b, DType::f32, {n}, 1),
+               c = filled(b, DType::f32, {n}, 0), y = output(b, m, n), mean = filled(b, DType::f32, {m}, 0),
+               r = filled(b, DType::f32, {m}, 0)] { b.layer_norm(x, g, c, 1e-6f, y, mean, r); };
+        },
+        fp8);
   }
   cases.add("rms_norm_backward", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
     return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
@@ -115,19 +122,23 @@ void add_activations(Cases& cases, std::int64_t tokens) {
   for (auto [forward, backward, kind] :
        {std::tuple{"swiglu, e4m3", "swiglu backward, e5m2", Activation::swiglu},
         std::tuple{"geglu, e4m3", "geglu backward, e5m2", Activation::geglu}}) {
-    cases.add(forward, tokens, kFeedForward, 5,
-              [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-                return [&b, kind, g = random_real(b, DType::bf16, {m, n}, 1),
-                        u = random_real(b, DType::bf16, {m, n}, 2),
-                        h = fp8_output(b, m, n, DType::e4m3)] { b.activation(kind, g, u, h); };
-              });
     cases.add(
-        backward, tokens, kFeedForward, 8, [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        forward, tokens, kFeedForward, 5,
+        [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, kind, g = random_real(b, DType::bf16, {m, n}, 1),
+                  u = random_real(b, DType::bf16, {m, n}, 2),
+                  h = fp8_output(b, m, n, DType::e4m3)] { b.activation(kind, g, u, h); };
+        },
+        1);
+    cases.add(
+        backward, tokens, kFeedForward, 8,
+        [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
           return [&b, kind, dh = random_real(b, DType::bf16, {m, n}, 1),
                   g = random_real(b, DType::bf16, {m, n}, 2), u = random_real(b, DType::bf16, {m, n}, 3),
                   dg = fp8_output(b, m, n, DType::e5m2),
                   du = fp8_output(b, m, n, DType::e5m2)] { b.activation_backward(kind, dh, g, u, dg, du); };
-        });
+        },
+        2);
   }
 }
 
@@ -137,11 +148,13 @@ void add_gates(Cases& cases, std::int64_t tokens) {
       return random_real(b, DType::bf16, {m, headwise ? kHeads : n}, stream);
     };
     const double g_bytes = headwise ? 2.0 / kHeadDim : 2.0;
-    cases.add(headwise ? "gate headwise, e4m3" : "gate elementwise, e4m3", tokens, kWidth, 3 + g_bytes,
-              [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-                return [&b, o = random_real(b, DType::bf16, {m, n}, 1), g = gates(b, m, n, 2),
-                        y = fp8_output(b, m, n, DType::e4m3)] { b.gate(GateActivation::sigmoid, o, g, y); };
-              });
+    cases.add(
+        headwise ? "gate headwise, e4m3" : "gate elementwise, e4m3", tokens, kWidth, 3 + g_bytes,
+        [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+          return [&b, o = random_real(b, DType::bf16, {m, n}, 1), g = gates(b, m, n, 2),
+                  y = fp8_output(b, m, n, DType::e4m3)] { b.gate(GateActivation::sigmoid, o, g, y); };
+        },
+        1);
     cases.add(headwise ? "gate headwise backward" : "gate elementwise backward", tokens, kWidth,
               6 + 2 * g_bytes, [=](Backend& b, std::int64_t m, std::int64_t n) -> Run {
                 return [&b, dy = random_real(b, DType::bf16, {m, n}, 1),
@@ -196,11 +209,14 @@ void add_model_ends(Cases& cases, std::int64_t tokens) {
     return [&b, dt = filled(b, DType::f32, {kVocab, n}, 0), i = indices(b, m, kScatter, kVocab),
             dy = random_real(b, DType::bf16, {m, n}, 1)] { b.embedding_backward(dy, i, {}, dt, {}); };
   });
-  cases.add("cross_entropy", tokens / 4, kVocab, 3, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
-    return [&b, x = random_real(b, DType::bf16, {m, n}, 1), t = indices(b, m, kScatter, n),
-            l = filled(b, DType::f32, {m}, 0),
-            dx = fp8_output(b, m, n, DType::e5m2)] { b.cross_entropy(x, t, 1e-3f, l, dx); };
-  });
+  cases.add(
+      "cross_entropy", tokens / 4, kVocab, 3,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        return [&b, x = random_real(b, DType::bf16, {m, n}, 1), t = indices(b, m, kScatter, n),
+                l = filled(b, DType::f32, {m}, 0),
+                dx = fp8_output(b, m, n, DType::e5m2)] { b.cross_entropy(x, t, 1e-3f, l, dx); };
+      },
+      1);
 }
 
 void add_elementwise(Cases& cases, std::int64_t tokens) {
@@ -225,7 +241,8 @@ void add_elementwise(Cases& cases, std::int64_t tokens) {
     return [&b, g = random_real(b, DType::f32, {m, n}, 1), w = random_real(b, DType::f32, {m, n}, 2),
             first = filled(b, DType::f32, {m, n}, 0), second = filled(b, DType::f32, {m, n}, 0),
             norm = filled(b, DType::f32, {1}, 1)] {
-      b.adamw({.lr = 1e-3f, .weight_decay = 0.1f}, norm, 1.0f, g, w, first, second);
+      const AdamWTensor tensor{g, w, first, second};
+      b.adamw({.lr = 1e-3f, .weight_decay = 0.1f}, norm, 1.0f, std::span(&tensor, 1));
     };
   });
 }

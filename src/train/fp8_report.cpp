@@ -50,14 +50,18 @@ CastCounts operator-(const CastCounts& a, const CastCounts& b) {
   return {a.cast - b.cast, a.saturated - b.saturated, a.underflowed - b.underflowed, a.nan - b.nan};
 }
 
-CastCounts count_casts(Backend& backend, Module& module) {
+Tensor gather_cast_counters(Backend& backend, Module& module) {
   CounterCollector collector;
   module.visit("", collector);
   const auto slots = static_cast<std::int64_t>(collector.counters.size());
-  const Tensor all = backend.allocate(DType::i64, {slots, kCastCounters});
+  Tensor all = backend.allocate(DType::i64, {slots, kCastCounters});
   backend.gather(collector.counters, all);
-  std::vector<std::int64_t> values(static_cast<std::size_t>(slots * kCastCounters));
-  backend.copy_to_host(all, values.data());
+  return all;
+}
+
+CastCounts cast_counts(Backend& backend, const Tensor& counters) {
+  std::vector<std::int64_t> values(static_cast<std::size_t>(counters.elements()));
+  backend.copy_to_host(counters, values.data());
   CastCounts counts;
   for (std::size_t slot = 0; slot < values.size(); slot += kCastCounters) {
     counts.cast += values[slot + kCastElements];
@@ -66,6 +70,10 @@ CastCounts count_casts(Backend& backend, Module& module) {
     counts.nan += values[slot + kCastNan];
   }
   return counts;
+}
+
+CastCounts count_casts(Backend& backend, Module& module) {
+  return cast_counts(backend, gather_cast_counters(backend, module));
 }
 
 Fp8Coverage fp8_coverage(Module& module) {

@@ -16,6 +16,10 @@ struct CastCounts {
   friend bool operator==(const CastCounts&, const CastCounts&) = default;
 };
 
+/// A copy of all slots' counters as they are now, i64[slots, kCastCounters], on the device.
+Tensor gather_cast_counters(Backend& backend, Module& module);
+/// Their sums over the slots.
+CastCounts cast_counts(Backend& backend, const Tensor& counters);
 /// The running totals of all slots.
 CastCounts count_casts(Backend& backend, Module& module);
 

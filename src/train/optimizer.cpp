@@ -46,13 +46,16 @@ float AdamW::gradient_norm() {
 
 float AdamW::step(float lr) {
   measure_norm();
-  AdamWStep step{lr, options_.beta1, options_.beta2, options_.epsilon, 0, steps_ + 1};
+  const AdamWStep step{lr,        options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
+                       steps_ + 1};
+  std::vector<AdamWTensor> tensors;
+  tensors.reserve(entries_.size());
   for (const Entry& entry : entries_) {
     const Parameter& parameter = *entry.parameter;
     const bool is_matrix = parameter.value.shape().size() == 2;
-    step.weight_decay = is_matrix ? options_.weight_decay : 0;
-    backend_.adamw(step, norm_, options_.clip, parameter.gradient, parameter.value, entry.m, entry.v);
+    tensors.push_back({parameter.gradient, parameter.value, entry.m, entry.v, is_matrix});
   }
+  backend_.adamw(step, norm_, options_.clip, tensors);
   // Read after the updates were handed out, so that a device need not wait for the host in between.
   const float norm = download(backend_, norm_).front();
   if (!std::isfinite(norm)) return norm;

@@ -25,13 +25,16 @@ struct StepBenchmark {
   StepSpeed fp8, bf16;
   double ratio = 0;                       ///< FP8 over BF16 speed: median over pairs of neighbouring steps
   std::vector<MeasuredLinears> measured;  ///< by fp8.auto, for the FP8 steps
+  RepeatUse repeats;  ///< of the micro-batches of both precisions, those that warmed up included
+  MemoryUse arena;    ///< of both models together
 };
 
 /// Measures floating-point operations per second; called before every pair of steps. May be empty.
 using PeakMeter = std::function<double()>;
 
 /// Times `steps` pairs of optimizer steps (one micro-batch of config.train.batch x config.model.context
-/// tokens each) after one pair that is not counted. `progress(done)` is called after every pair.
+/// tokens each) after pairs that are not counted: one, on a device that repeats micro-batches (run_repeated) as many as it
+/// takes to begin, at most six. `progress(done)` is called after every pair.
 StepBenchmark benchmark_steps(const RunConfig& config, std::int64_t steps, const PeakMeter& measure_peak,
                               const std::function<void(std::int64_t)>& progress);
 

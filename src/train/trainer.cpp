@@ -47,14 +47,15 @@ void Trainer::resolve_fp8_auto() {
 
 StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
                          const GradientsReady& gradients_ready) {
-  const CastCounts before = count_casts(backend(), model_);
+  // Nothing is read on the host before the step's last micro-batch is under way.
+  const Tensor before = gather_cast_counters(backend(), model_);
   StepResult result;
   result.loss = accumulate(micro_batches);
   if (gradients_ready) gradients_ready(model_);
   if (!std::isfinite(result.loss.nats)) fail_non_finite(result.loss.mean(), optimizer_.gradient_norm());
   result.gradient_norm = optimizer_.step(lr);
   if (!std::isfinite(result.gradient_norm)) fail_non_finite(result.loss.mean(), result.gradient_norm);
-  result.casts = count_casts(backend(), model_) - before;
+  result.casts = count_casts(backend(), model_) - cast_counts(backend(), before);
   return result;
 }
 
@@ -62,12 +63,14 @@ LossSum Trainer::accumulate(std::span<const HostBatch> micro_batches) {
   LossSum sum = count_targets(micro_batches);
   require(sum.tokens > 0, "train: a step without target tokens");
   const float gradient_scale = static_cast<float>(1.0 / static_cast<double>(sum.tokens));
+  std::vector<Tensor> losses;
   for (const HostBatch& host : micro_batches) {
     const DeviceBatch batch = upload_batch(backend(), host);
-    const Tensor losses = backend().allocate(DType::f32, batch.targets.shape());
-    accumulate_gradients(model_, context_, recipe_, batch, gradient_scale, losses);
-    sum.nats += sum_losses(backend(), losses);
+    losses.push_back(backend().allocate(DType::f32, batch.targets.shape()));
+    backend().run_repeated(
+        [&] { accumulate_gradients(model_, context_, recipe_, batch, gradient_scale, losses.back()); });
   }
+  for (const Tensor& of_batch : losses) sum.nats += sum_losses(backend(), of_batch);
   return sum;
 }
 

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -36,6 +37,72 @@ TEST(Arena, AFreedBlockIsUsedAgain) {
   first.reset();
   EXPECT_EQ(arena->allocate(100000)->data(), address);
   EXPECT_EQ(arena->allocate(99990)->data(), address) << "sizes that round to the same one share blocks";
+}
+
+MemorySource chunked_memory() {
+  MemorySource source = host_memory();
+  source.chunk_bytes = std::size_t{8} << 20;
+  return source;
+}
+
+TEST(Arena, ChunksRepeatAddressesWhateverTheOrderOfFreeing) {
+  const auto arena = std::make_shared<Arena>(chunked_memory());
+  const std::vector<std::size_t> sizes = {1000, 3 << 20, 1000, 300000, 2 << 20, 1000};
+  const auto addresses = [&](const std::vector<std::size_t>& order_of_freeing) {
+    std::vector<std::shared_ptr<Storage>> blocks;
+    std::vector<const std::byte*> taken;
+    for (const std::size_t size : sizes) {
+      blocks.push_back(arena->allocate(size));
+      taken.push_back(blocks.back()->data());
+    }
+    for (const std::size_t i : order_of_freeing) blocks[i].reset();
+    return taken;
+  };
+  addresses({0, 1, 2, 3, 4, 5});
+  const auto settled = addresses({3, 0, 4, 1, 2, 5});
+  EXPECT_EQ(addresses({5, 4, 3, 2, 1, 0}), settled);
+  EXPECT_EQ(addresses({2, 0, 1, 4, 3, 5}), settled);
+}
+
+TEST(Arena, BlocksOfAllSizesShareAChunk) {
+  const auto arena = std::make_shared<Arena>(chunked_memory());
+  auto whole = arena->allocate(std::size_t{8} << 20);
+  whole.reset();
+  auto a = arena->allocate(3 << 20), b = arena->allocate(std::size_t{1} << 20), c = arena->allocate(4 << 20);
+  EXPECT_EQ(arena->use().reserved, std::int64_t{8} << 20) << "cut from the one chunk there is";
+  std::memset(a->data(), 1, a->bytes());
+  std::memset(b->data(), 2, b->bytes());
+  std::memset(c->data(), 3, c->bytes());
+  EXPECT_EQ(std::to_integer<int>(*a->data()), 1);
+  EXPECT_EQ(std::to_integer<int>(*b->data()), 2);
+  a.reset();
+  c.reset();
+  b.reset();  // joins its neighbours on both sides
+  whole = arena->allocate(std::size_t{8} << 20);
+  EXPECT_EQ(arena->use().reserved, std::int64_t{8} << 20) << "grown together again";
+  auto more = arena->allocate(std::size_t{1} << 20);
+  EXPECT_EQ(arena->use().reserved, std::int64_t{16} << 20);
+}
+
+TEST(Arena, ChunksGoBackBeforeASourceIsExhausted) {
+  MemorySource source = chunked_memory();
+  std::size_t left = std::size_t{20} << 20;
+  source.allocate = [&, allocate = source.allocate](std::size_t bytes) -> void* {
+    if (bytes > left) return nullptr;
+    left -= bytes;
+    return allocate(bytes);
+  };
+  source.release = [&, release = source.release](void* block) {
+    left += std::size_t{8} << 20;  // the only size that goes back below
+    release(block);
+  };
+  const auto arena = std::make_shared<Arena>(source);
+  arena->allocate(std::size_t{6} << 20).reset();
+  const auto kept = arena->allocate(std::size_t{7} << 20);
+  arena->allocate(std::size_t{5} << 20).reset();
+  const auto large = arena->allocate(std::size_t{12} << 20);
+  EXPECT_EQ(arena->use().reserved, std::int64_t{20} << 20);
+  EXPECT_THROW(arena->allocate(std::size_t{9} << 20), std::bad_alloc);
 }
 
 TEST(Arena, BlocksInUseAreNotHandedOutTwice) {

@@ -33,8 +33,14 @@ class PointwiseAdamW : public ::testing::TestWithParam<std::int64_t> {
     const Tensor gradient = random_vector(GetParam(), 1), value = random_vector(GetParam(), 2);
     const Tensor m = random_vector(GetParam(), 3), v = random_vector(GetParam(), 4, 8.0f);
     const Tensor norm_tensor = upload(backend, std::vector{norm}, {1});
-    backend.adamw(how, norm_tensor, max_norm, gradient, value, m, v);
-    return {value, m, v};
+    // Two more tensors in the same call: one of another size, and one that does not decay.
+    const std::int64_t other = GetParam() / 3 + 1;
+    const AdamWTensor second{random_vector(other, 5), random_vector(other, 6), random_vector(other, 7),
+                             random_vector(other, 8, 8.0f)};
+    const AdamWTensor third{random_vector(other, 5), random_vector(other, 6), random_vector(other, 7),
+                            random_vector(other, 8, 8.0f), false};
+    backend.adamw(how, norm_tensor, max_norm, std::vector{AdamWTensor{gradient, value, m, v}, second, third});
+    return {value, m, v, second.value, second.m, second.v, third.value, third.m, third.v};
   }
 };
 INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseAdamW, ::testing::ValuesIn(kSizes));

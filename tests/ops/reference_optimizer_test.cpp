@@ -38,7 +38,8 @@ TEST_P(OptimizerOperation, AdamWFollowsItsFormulasWithAndWithoutClipping) {
     for (int count = 1; count <= 3; ++count) {
       const AdamWStep step{.lr = 0.01f, .epsilon = 0.02f, .weight_decay = 0.1f, .step = count};
       const Doubles gradient = normal_values(33, 1 + static_cast<std::uint64_t>(count));
-      backend->adamw(step, vector({kNorm}), max_norm, vector(gradient), value, m, v);
+      backend->adamw(step, vector({kNorm}), max_norm,
+                     std::vector{AdamWTensor{vector(gradient), value, m, v}});
       expected = adamw(expected, step, clip, gradient);
     }
     expect_close(floats(value), expected.value, kBound, "value");
@@ -49,14 +50,34 @@ TEST_P(OptimizerOperation, AdamWFollowsItsFormulasWithAndWithoutClipping) {
 
 TEST_P(OptimizerOperation, TheFirstStepMovesEveryWeightByTheLearningRate) {
   const Tensor value = vector({1, 1, 1}), m = vector({0, 0, 0}), v = vector({0, 0, 0});
-  backend->adamw({.lr = 0.125f, .epsilon = 0}, vector({1}), 0, vector({1e-3, -7, 100}), value, m, v);
+  backend->adamw({.lr = 0.125f, .epsilon = 0}, vector({1}), 0,
+                 std::vector{AdamWTensor{vector({1e-3, -7, 100}), value, m, v}});
   expect_close(floats(value), {0.875, 1.125, 0.875}, kBound, "value");
+}
+
+TEST_P(OptimizerOperation, OneCallStepsManyTensorsAndDecaysThoseThatSaySo) {
+  // With a zero gradient and moments only the decay is left: value - lr * 0.5 * value. More tensors than one launch
+  // takes, the sizes around a block's.
+  std::vector<AdamWTensor> tensors;
+  for (int i = 0; i < 150; ++i) {
+    const auto count = static_cast<std::size_t>(i == 77 ? 9001 : i % 3);
+    const Tensor zero = vector(Doubles(count));
+    tensors.push_back(
+        {zero, vector(Doubles(count, i + 1)), vector(Doubles(count)), vector(Doubles(count)), i % 2 == 0});
+  }
+  backend->adamw({.lr = 0.25f, .weight_decay = 0.5f}, vector({1}), 0, tensors);
+  for (int i = 0; i < 150; ++i) {
+    const auto count = static_cast<std::size_t>(i == 77 ? 9001 : i % 3);
+    EXPECT_EQ(floats(tensors[static_cast<std::size_t>(i)].value),
+              std::vector<float>(count, static_cast<float>(i + 1) * (i % 2 == 0 ? 0.875f : 1.0f)))
+        << i;
+  }
 }
 
 TEST_P(OptimizerOperation, AdamWWritesNothingWhenTheNormIsNotFinite) {
   for (const double norm : {std::numeric_limits<double>::infinity(), std::nan("")}) {
     const Tensor value = vector({1, 2}), m = vector({3, 4}), v = vector({5, 6});
-    backend->adamw({.lr = 1}, vector({norm}), 1, vector({1, 1}), value, m, v);
+    backend->adamw({.lr = 1}, vector({norm}), 1, std::vector{AdamWTensor{vector({1, 1}), value, m, v}});
     EXPECT_EQ(floats(value), (std::vector<float>{1, 2}));
     EXPECT_EQ(floats(m), (std::vector<float>{3, 4}));
     EXPECT_EQ(floats(v), (std::vector<float>{5, 6}));

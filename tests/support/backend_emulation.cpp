@@ -7,11 +7,29 @@
 namespace quaver::testing {
 namespace {
 
+/// Repeats what was listed when it was recorded, with the arguments of then.
+class EmulatedRecording final : public cuda::Recording {
+ public:
+  explicit EmulatedRecording(std::vector<cuda::Work> list) : list_(std::move(list)) {}
+  void replay() override {
+    for (const cuda::Work& work : list_) work.start();
+  }
+
+ private:
+  std::vector<cuda::Work> list_;
+};
+
 class EmulatedRuntime final : public cuda::DeviceRuntime {
  public:
+  explicit EmulatedRuntime(bool records) : records_(records) {}
   std::string describe() const override { return "cuda (emulated)"; }
-  cuda::Stream stream() const override { return nullptr; }
-  MemorySource memory() override { return host_memory(); }
+  cuda::DeviceStream stream() const override { return nullptr; }
+  MemorySource memory() override {
+    MemorySource source = quaver::host_memory();
+    source.chunk_bytes = std::size_t{1} << 20;
+    return source;
+  }
+  MemorySource host_memory() override { return quaver::host_memory(); }
   bool needs_transposed_fp8() const override { return true; }
   bool has_warpgroup_products() const override {
     return false;
@@ -29,14 +47,24 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
     for (std::size_t row = 0; row < rows; ++row)
       std::memcpy(to + row * destination_pitch, from + row * source_pitch, width);
   }
+  cuda::Recorded record(const std::vector<cuda::Work>& list) override {
+    if (!records_) return {nullptr, "this device does not record"};
+    return {std::make_unique<EmulatedRecording>(list), ""};
+  }
+
+ private:
+  bool records_;
 };
 
 /// Refuses what cuBLASLt refuses on the most demanding chips, and multiplies with the plain kernel.
 class StrictLibrary final : public cuda::MatrixLibrary {
  public:
-  bool multiply(const cuda::Product& product, Backend&) override {
+  std::optional<bool> can_multiply(const cuda::Product& product) const override {
     if (is_fp8(product.left.dtype) && !takes_fp8(product)) return false;
-    if (product.left.dtype == DType::f32 && product.out_dtype != DType::f32) return false;
+    return product.left.dtype != DType::f32 || product.out_dtype == DType::f32;
+  }
+  bool multiply(const cuda::Product& product, Backend&) override {
+    if (!*can_multiply(product)) return false;
     launch_plain_product(product, nullptr, nullptr);
     return true;
   }
@@ -55,8 +83,8 @@ class StrictLibrary final : public cuda::MatrixLibrary {
 
 }  // namespace
 
-std::shared_ptr<Backend> make_emulated_backend(bool plain_products) {
-  return std::make_shared<cuda::DeviceBackend>(std::make_unique<EmulatedRuntime>(),
+std::shared_ptr<Backend> make_emulated_backend(bool plain_products, bool records) {
+  return std::make_shared<cuda::DeviceBackend>(std::make_unique<EmulatedRuntime>(records),
                                                plain_products ? nullptr : std::make_unique<StrictLibrary>());
 }
 

@@ -61,8 +61,8 @@ class CpuBackend final : public HostBackend {
   void cross_entropy(const Tensor& logits, const Tensor& targets, float gradient_scale, const Tensor& losses,
                      const Output& dlogits) override;
   void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
-  void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
-             const Tensor& value, const Tensor& m, const Tensor& v) override;
+  void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
+             std::span<const AdamWTensor> tensors) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:

@@ -49,23 +49,27 @@ void CpuBackend::global_norm(std::span<const Tensor> tensors, const Tensor& resu
   *result.data<float>() = static_cast<float>(std::sqrt(total));
 }
 
-void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
-                       const Tensor& value, const Tensor& m, const Tensor& v) {
-  check_adamw(norm, gradient, value, m, v);
+void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
+                       std::span<const AdamWTensor> tensors) {
+  check_adamw(norm, tensors);
   const float total_norm = *norm.data<float>();
   if (!std::isfinite(total_norm)) return;
-  const AdamWFactors factors{.lr = step.lr,
-                             .beta1 = step.beta1,
-                             .beta2 = step.beta2,
-                             .epsilon = step.epsilon,
-                             .weight_decay = step.weight_decay,
-                             .clip = max_norm > 0 && total_norm > max_norm ? max_norm / total_norm : 1.0f,
-                             .correction1 = correction(step.beta1, step.step),
-                             .correction2 = correction(step.beta2, step.step)};
-  threads_.for_blocks(value.elements(), kBlock, [&](std::int64_t begin, std::int64_t end) {
-    kernels_.adamw->step(factors, end - begin, gradient.data<float>() + begin, value.data<float>() + begin,
-                         m.data<float>() + begin, v.data<float>() + begin);
-  });
+  AdamWFactors factors{.lr = step.lr,
+                       .beta1 = step.beta1,
+                       .beta2 = step.beta2,
+                       .epsilon = step.epsilon,
+                       .weight_decay = step.weight_decay,
+                       .clip = max_norm > 0 && total_norm > max_norm ? max_norm / total_norm : 1.0f,
+                       .correction1 = correction(step.beta1, step.step),
+                       .correction2 = correction(step.beta2, step.step)};
+  for (const AdamWTensor& tensor : tensors) {
+    factors.weight_decay = tensor.decays ? step.weight_decay : 0;
+    threads_.for_blocks(tensor.value.elements(), kBlock, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.adamw->step(factors, end - begin, tensor.gradient.data<float>() + begin,
+                           tensor.value.data<float>() + begin, tensor.m.data<float>() + begin,
+                           tensor.v.data<float>() + begin);
+    });
+  }
 }
 
 }  // namespace quaver

@@ -18,13 +18,10 @@
 
 #include <cstdint>
 
+#include "ops/cuda/stream.h"
 #include "quaver/backend.h"
 
-struct CUstream_st;
-
 namespace quaver::cuda {
-
-using Stream = CUstream_st*;  ///< a cudaStream_t, as in launch.h
 
 constexpr std::int64_t kWidestTile = 128, kWidestHead = 256;
 

@@ -42,10 +42,11 @@ __global__ void __launch_bounds__(kThreads)
 /// gradient_scale (softmax(z) - onehot(target)); zeros without target.
 template <typename T>
 struct LogitGradient {
+  static constexpr int kOperands = 1;
   Matrix<T> logits;
   const std::int32_t* targets;
   const float* lse;
-  float gradient_scale;
+  double gradient_scale;  // an FP32 number; as wide as a pointer: no padding
   template <int N>
   __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
     float z[N];
@@ -55,7 +56,7 @@ struct LogitGradient {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float difference = expf(z[i] - total) - (n + i == target ? 1.0f : 0.0f);
-      result[0][i] = target < 0 ? 0.0f : gradient_scale * difference;
+      result[0][i] = target < 0 ? 0.0f : static_cast<float>(gradient_scale) * difference;
     }
   }
 };

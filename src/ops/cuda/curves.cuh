@@ -6,7 +6,7 @@
 
 namespace quaver::cuda {
 
-enum class Curve { silu, gelu, sigmoid, sigmoid2 };
+enum class Curve : std::int64_t { silu, gelu, sigmoid, sigmoid2 };
 
 inline Curve curve_of(Activation kind) {
   return kind == Activation::swiglu ? Curve::silu : Curve::gelu;

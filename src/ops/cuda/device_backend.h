@@ -2,15 +2,18 @@
 /// only a real device has (memory, cuBLASLt, the entry), behind the two interfaces here, so that everything
 /// else also runs in the launch emulation.
 ///
-/// Nothing here waits for the device but copy_to_host. Sums over rows are cut by shape alone and combined in
+/// Nothing here waits for the device but copy_to_host. Inside run_repeated, operations are listed by a WorkQueue
+/// (work_queue.h), so everything that reaches the device goes through one. Sums over rows are cut by shape alone and combined in
 /// a fixed order: no floating-point atomics.
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "ops/arena.h"
 #include "ops/contracts.h"
 #include "ops/cuda/stream.h"
+#include "ops/cuda/work_queue.h"
 #include "quaver/backend.h"
 
 namespace quaver::cuda {
@@ -20,8 +23,10 @@ class DeviceRuntime {
  public:
   virtual ~DeviceRuntime() = default;
   virtual std::string describe() const = 0;
-  virtual Stream stream() const = 0;
+  virtual DeviceStream stream() const = 0;
   virtual MemorySource memory() = 0;
+  /// Memory of the host that kernels reach under the same addresses.
+  virtual MemorySource host_memory() = 0;
   virtual bool needs_transposed_fp8() const = 0;
   /// The chip's own products of whole warpgroups (sm_90a), and code for them in this build.
   virtual bool has_warpgroup_products() const = 0;
@@ -32,6 +37,8 @@ class DeviceRuntime {
   /// `rows` rows of `width` bytes, device to device; pitches in bytes.
   virtual void copy_rows(const void* source, std::size_t source_pitch, void* destination,
                          std::size_t destination_pitch, std::size_t width, std::size_t rows) = 0;
+  /// Records what the list starts, without running it.
+  virtual Recorded record(const std::vector<Work>& list) = 0;
 };
 
 /// One operand of a product: element (i, k) is data[i * stride + k], or data[k * stride + i] where `swapped`.
@@ -57,6 +64,8 @@ struct Product {
 class MatrixLibrary {
  public:
   virtual ~MatrixLibrary() = default;
+  /// Whether `multiply` would queue the product and do nothing else; nothing: it would first run candidates.
+  virtual std::optional<bool> can_multiply(const Product& product) const = 0;
   /// Queues the product; false, with nothing queued, if the library cannot compute it.
   virtual bool multiply(const Product& product, Backend& backend) = 0;
 };
@@ -71,6 +80,8 @@ class DeviceBackend final : public Backend {
   std::string describe() const override { return runtime_->describe(); }
   bool needs_transposed_fp8() const override { return runtime_->needs_transposed_fp8(); }
 
+  void run_repeated(const std::function<void()>& work) override { queue_.run(work); }
+  RepeatUse repeat_use() const override { return queue_.use(); }
   Tensor allocate(DType dtype, Shape shape) override;
   void copy_from_host(const void* source, const Tensor& destination) override;
   void copy_to_host(const Tensor& source, void* destination) override;
@@ -116,13 +127,17 @@ class DeviceBackend final : public Backend {
   void cross_entropy(const Tensor& logits, const Tensor& targets, float gradient_scale, const Tensor& losses,
                      const Output& dlogits) override;
   void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
-  void adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
-             const Tensor& value, const Tensor& m, const Tensor& v) override;
+  void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
+             std::span<const AdamWTensor> tensors) override;
   void gather(std::span<const Tensor> sources, const Tensor& destination) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:
-  Stream stream() const { return runtime_->stream(); }
+  Stream stream() { return &queue_; }
+  void copy_rows(const void* source, std::size_t source_pitch, void* destination,
+                 std::size_t destination_pitch, std::size_t width, std::size_t rows);
+  Tensor padded_copy(const Factor& factor, std::int64_t rows, std::int64_t cols);
+  bool multiply_in_library(const Product& product);
   Tensor transposed(const Tensor& bytes);
   Factor factor(const GemmOperand& operand, bool swapped, Tensor& kept);
   bool multiply_padded(const Product& product, const Tensor& bias, bool accumulate);
@@ -131,8 +146,9 @@ class DeviceBackend final : public Backend {
 
   std::unique_ptr<DeviceRuntime> runtime_;
   std::unique_ptr<MatrixLibrary> library_;
+  WorkQueue queue_;
   std::shared_ptr<Arena> arena_;  // storages keep it alive; declared after the runtime that gives it memory
-  Tensor faults_;
+  Tensor faults_;                 // in the host's memory: what kernels noted is read without a copy
 };
 
 }  // namespace quaver::cuda

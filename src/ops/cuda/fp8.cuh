@@ -10,7 +10,7 @@
 
 namespace quaver::cuda {
 
-enum class Fp8 : std::uint8_t { e4m3, e5m2 };
+enum class Fp8 : std::int32_t { e4m3, e5m2 };  // parameters of kernels have no padding
 
 inline Fp8 fp8_of(DType dtype) {
   return dtype == DType::e5m2 ? Fp8::e5m2 : Fp8::e4m3;
@@ -32,10 +32,37 @@ __device__ inline std::uint8_t fp8_byte(Fp8 format, float x) {
   return static_cast<std::uint8_t>(pair);
 }
 
+/// Both at once, the first in the lower byte.
+__device__ inline unsigned fp8_pair(Fp8 format, float low, float high) {
+  std::uint16_t pair;
+  if (format == Fp8::e4m3) {
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+}
+
+/// Byte i of the result is the one that digit i of `selector` names: 0 to 3 of `a`, 4 to 7 of `b`, the lowest first.
+__device__ inline unsigned select_bytes(unsigned a, unsigned b, unsigned selector) {
+  return __byte_perm(a, b, selector);
+}
+
 #else
+
+inline unsigned select_bytes(unsigned a, unsigned b, unsigned selector) {
+  const std::uint64_t both = std::uint64_t{b} << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(both >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
 
 inline std::uint8_t fp8_byte(Fp8 format, float x) {
   return fp8_encode(format == Fp8::e4m3 ? DType::e4m3 : DType::e5m2, x);
+}
+inline unsigned fp8_pair(Fp8 format, float low, float high) {
+  return fp8_byte(format, low) | static_cast<unsigned>(fp8_byte(format, high)) << 8;
 }
 
 #endif

@@ -23,6 +23,7 @@ __global__ void transpose_bytes(Matrix<std::uint8_t> from, Matrix<std::uint8_t> 
 /// An FP32 product, with bias and what the result held before.
 template <typename T>
 struct Finish {
+  static constexpr int kOperands = 2;
   Matrix<float> product;
   const float* bias;
   Matrix<T> old;  // null unless accumulated to
@@ -56,18 +57,42 @@ std::int64_t padded(std::int64_t size) {
   return blocks_for(size, kGranule) * kGranule;
 }
 
-/// A copy of FP8 bytes with zeros around them: rows and columns are multiples of kGranule.
-Tensor padded_copy(const Factor& factor, std::int64_t rows, std::int64_t cols, DeviceRuntime& runtime,
-                   Backend& backend) {
-  const Tensor copy = backend.allocate(DType::u8, {padded(rows), padded(cols)});
-  backend.fill(copy, 0);
-  runtime.copy_rows(factor.data, static_cast<std::size_t>(factor.stride), copy.raw(),
-                    static_cast<std::size_t>(copy.cols()), static_cast<std::size_t>(cols),
-                    static_cast<std::size_t>(rows));
-  return copy;
+bool is_granular(const Factor& factor) {
+  return factor.stride % kGranule == 0 && reinterpret_cast<std::uintptr_t>(factor.data) % kGranule == 0;
+}
+bool is_granular(const Product& product) {
+  const auto [m, n, k] = product.size;
+  return m % kGranule == 0 && n % kGranule == 0 && k % kGranule == 0 && is_granular(product.left) &&
+         is_granular(product.right);
 }
 
 }  // namespace
+
+/// A copy of FP8 bytes with zeros around them: rows and columns are multiples of kGranule.
+Tensor DeviceBackend::padded_copy(const Factor& factor, std::int64_t rows, std::int64_t cols) {
+  const Tensor copy = allocate(DType::u8, {padded(rows), padded(cols)});
+  fill(copy, 0);
+  copy_rows(factor.data, static_cast<std::size_t>(factor.stride), copy.raw(),
+            static_cast<std::size_t>(copy.cols()), static_cast<std::size_t>(cols),
+            static_cast<std::size_t>(rows));
+  return copy;
+}
+
+/// False, with nothing queued, if the library cannot compute the product.
+bool DeviceBackend::multiply_in_library(const Product& p) {
+  const std::optional<bool> known = library_->can_multiply(p);
+  if (!known) queue_.stop_listing("a product of a new shape");
+  if (!queue_.is_listing()) return library_->multiply(p, *this);
+  if (!*known) return false;
+  const auto start = [this, p] { library_->multiply(p, *this); };
+  const auto with_factor = [&](const Factor& f, const auto&... more) {
+    queue_.add("gemm", start, p.size.m, p.size.n, p.size.k, p.fast_accumulation, p.accumulate, p.out,
+               p.out_stride, p.out_dtype, f.data, f.stride, f.swapped, f.dtype, f.scale_inv, more...);
+  };
+  const Factor& r = p.right;
+  with_factor(p.left, r.data, r.stride, r.swapped, r.dtype, r.scale_inv);
+  return true;
+}
 
 Tensor DeviceBackend::transposed(const Tensor& bytes) {
   const Tensor result = allocate(bytes.dtype(), {bytes.cols(), bytes.rows()});
@@ -87,14 +112,15 @@ Factor DeviceBackend::factor(const GemmOperand& operand, bool swapped, Tensor& k
   return factor_of(kept, false, operand.scale_inv);
 }
 
-/// Through an FP32 result of our own, FP8 operands padded; false if the library cannot compute that either.
+/// Through an FP32 result of our own, FP8 operands padded where their sizes ask for it; false if the library cannot compute that either.
 bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, bool accumulate) {
   const GemmSize& size = product.size;
   Product whole = product;
   Tensor left, right;
-  if (is_fp8(product.left.dtype) && !product.left.swapped && !product.right.swapped) {
-    left = padded_copy(product.left, size.m, size.k, *runtime_, *this);
-    right = padded_copy(product.right, size.n, size.k, *runtime_, *this);
+  if (is_fp8(product.left.dtype) && !product.left.swapped && !product.right.swapped &&
+      !is_granular(product)) {
+    left = padded_copy(product.left, size.m, size.k);
+    right = padded_copy(product.right, size.n, size.k);
     whole.size = {padded(size.m), padded(size.n), padded(size.k)};
     whole.left.data = left.raw();
     whole.right.data = right.raw();
@@ -105,16 +131,16 @@ bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, 
   whole.out = sums.raw();
   whole.out_stride = sums.cols();
   whole.out_dtype = DType::f32;
-  if (!library_->multiply(whole, *this)) return false;
+  if (!multiply_in_library(whole)) return false;
   with_real(product.out_dtype, [&]<typename T>(T) {
     const Matrix<T> out{static_cast<T*>(product.out), product.out_stride};
     const Finish<T> finish{matrix_of<float>(sums), bias ? bias.data<float>() : nullptr,
                            accumulate ? out : Matrix<T>{}};
-    const std::int64_t tiles = blocks_for(size.m, kTile) * blocks_for(size.n, kTile);
-    std::array<Sink<T>, 1> sinks{};
-    sinks[0].values = out;
-    launch("gemm", produce_tile<1, 1, T, Finish<T>>, {tiles, kTileThreads}, stream(), finish, sinks, size.m,
-           size.n);
+    const std::array<Matrix<T>, 1> values{out};
+    const bool pack = size.n % kPack == 0 && out.stride % kPack == 0 && on_pack(out.data);
+    launch("gemm", pack ? produce_values<kPack, 1, T, Finish<T>> : produce_values<1, 1, T, Finish<T>>,
+           {blocks_for(size.m * blocks_for(size.n, kPack), kTileThreads), kTileThreads}, stream(), finish,
+           values, size.m, size.n);
   });
   return true;
 }
@@ -137,7 +163,7 @@ void DeviceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, 
   if (library_ && size.k > 0) {
     // Some of the library's algorithms round the product to BF16 before they add it to a BF16 result.
     const bool rounds_twice = accumulate && out.dtype() == DType::bf16;
-    if (!bias && !rounds_twice && library_->multiply(product, *this)) return;
+    if (!bias && !rounds_twice && multiply_in_library(product)) return;
     if (multiply_padded(product, bias, accumulate)) return;
   }
   launch_plain_product(product, bias ? bias.data<float>() : nullptr, stream());

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/reduce.cuh"
@@ -133,6 +135,54 @@ __global__ void transform_backward(Heads heads, std::int64_t share, Matrix<T> do
   for (int d = lane; d < heads.head_dim; d += 32) partials[number * heads.head_dim + d] = dgain[d];
 }
 
+/// The rotation alone, in packs: a thread takes a pack of a head's first halves of pairs and the matching pack
+/// of second halves, or a pack that is not rotated. One block per row.
+template <typename T>
+__global__ void rotate_packs(Heads heads, float direction, Matrix<T> in, Matrix<T> out) {
+  const std::int64_t m = blockIdx.x;
+  const int pairs = heads.pairs, half = pairs / kPack, chunks = heads.head_dim / kPack - half;
+  const std::int64_t angles = pairs ? static_cast<std::int64_t>(heads.positions[m]) * pairs : 0;
+  for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(heads.heads) * chunks;
+       i += static_cast<int>(blockDim.x)) {
+    const int head = i / chunks, chunk = i % chunks;
+    const std::int64_t n = static_cast<std::int64_t>(head) * heads.head_dim + chunk * kPack;
+    float a[kPack];
+    if (chunk >= half) {
+      in.load(m, n + pairs, a);
+      out.store(m, n + pairs, a);
+      continue;
+    }
+    float b[kPack], c[kPack], s[kPack];
+    in.load(m, n, a);
+    in.load(m, n + pairs, b);
+    Matrix<const float>{heads.cosine}.load(0, angles + chunk * kPack, c);
+    Matrix<const float>{heads.sine}.load(0, angles + chunk * kPack, s);
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      const float x = a[j], y = b[j], turn = direction * s[j];
+      a[j] = x * c[j] - y * turn;
+      b[j] = y * c[j] + x * turn;
+    }
+    out.store(m, n, a);
+    out.store(m, n + pairs, b);
+  }
+}
+
+/// Launches rotate_packs if there is no norm and everything lies on packs.
+bool launch_rotation(const char* name, const Heads& heads, float direction, const Tensor& in,
+                     const Tensor& out, Stream stream) {
+  const bool fits = heads.norm == QkNorm::none && heads.pairs % kPack == 0 && heads.head_dim % kPack == 0 &&
+                    on_pack(heads.cosine) && on_pack(heads.sine) && all_pack({in, out});
+  if (!fits) return false;
+  constexpr std::int64_t kMostThreads = 256;
+  const std::int64_t packs_of_row = heads.heads * (heads.head_dim - heads.pairs) / kPack;
+  with_real(in.dtype(), [&]<typename T>(T) {
+    launch(name, rotate_packs<T>, {heads.rows, std::min(kMostThreads, blocks_for(packs_of_row, 32) * 32)},
+           stream, heads, direction, matrix_of<T>(in), matrix_of<T>(out));
+  });
+  return true;
+}
+
 constexpr std::int64_t kMostWarps = 8192;
 
 std::int64_t share_of(std::int64_t pairs) {
@@ -155,6 +205,7 @@ void DeviceBackend::transform_heads(const HeadTransform& transform_, const Tenso
                                     const Tensor& out) {
   check_transform_heads(transform_, x, positions, out);
   const Heads heads = heads_of(transform_, positions, x.rows());
+  if (launch_rotation("transform_heads", heads, 1, x, out, stream())) return;
   const std::size_t shared = kWarps * heads.head_dim * sizeof(float);
   with_real(x.dtype(), [&]<typename T>(T) {
     launch("transform_heads", transform<T>,
@@ -168,6 +219,7 @@ void DeviceBackend::transform_heads_backward(const HeadTransform& transform_, co
                                              const Tensor& dgain) {
   check_transform_heads_backward(transform_, dout, x, positions, dx, dgain);
   const Heads heads = heads_of(transform_, positions, dout.rows());
+  if (launch_rotation("transform_heads_backward", heads, -1, dout, dx, stream())) return;
   const std::int64_t pairs = heads.rows * heads.heads, share = share_of(pairs);
   const std::int64_t blocks = blocks_for(pairs, share * kWarps), warps = blocks * kWarps;
   const bool has_norm = heads.norm != QkNorm::none;

@@ -22,6 +22,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 
 #ifdef __CUDACC__
@@ -31,6 +32,7 @@
 #endif
 
 #include "ops/cuda/stream.h"
+#include "ops/cuda/work_queue.h"
 #include "quaver/tensor.h"
 
 namespace quaver::cuda {
@@ -65,9 +67,15 @@ __device__ T round_as(float x) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
   } else {
+#ifdef __CUDACC__
+    std::uint16_t rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return {x == x ? rounded : std::uint16_t{0x7FC0}};
+#else
     const unsigned bits = __float_as_uint(x);
     if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {0x7FC0};
     return {static_cast<std::uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16)};
+#endif
   }
 }
 
@@ -78,11 +86,9 @@ void check_launch(const char* name);
 /// Lets `kernel` use that many bytes of dynamic shared memory.
 void allow_shared_memory(const void* kernel, const char* name, std::size_t bytes);
 
-/// Queues a kernel; nothing is launched for an empty grid. `name` is for messages.
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
-            const Arguments&... arguments) {
-  if (shape.blocks.x == 0 || shape.blocks.y == 0 || shape.blocks.z == 0) return;
+template <typename... Parameters>
+void start_kernel(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape,
+                  DeviceStream stream, const Parameters&... arguments) {
   constexpr std::size_t kAlwaysAllowed = 48 * 1024;
   if (shape.shared_bytes > kAlwaysAllowed) {
     allow_shared_memory(reinterpret_cast<const void*>(kernel), name, shape.shared_bytes);
@@ -93,12 +99,27 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
 
 #else
 
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
-            const Arguments&... arguments) {
+template <typename... Parameters>
+void start_kernel(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, DeviceStream,
+                  const Parameters&... arguments) {
   emulation::run(name, shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
 }
 
 #endif
+
+/// Queues a kernel; nothing is launched for an empty grid. `name` is for messages.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
+            const Arguments&... arguments) {
+  if (shape.blocks.x == 0 || shape.blocks.y == 0 || shape.blocks.z == 0) return;
+  const std::tuple<Parameters...> values(arguments...);
+  const DeviceStream device_stream = stream ? stream->device_stream() : nullptr;
+  const auto start = [=] {
+    std::apply([&](const Parameters&... all) { start_kernel(name, kernel, shape, device_stream, all...); },
+               values);
+  };
+  if (!stream || !stream->is_listing()) return start();
+  std::apply([&](const Parameters&... all) { stream->add(name, start, kernel, shape, all...); }, values);
+}
 
 }  // namespace quaver::cuda

@@ -49,6 +49,11 @@ Matrix<T> matrix_of(const Tensor& tensor) {
   return {tensor.data<T>(), tensor.shape().size() == 2 ? tensor.row_stride() : tensor.elements()};
 }
 
+/// Whether packs of any type may start at an address.
+inline bool on_pack(const void* address) {
+  return reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
+}
+
 /// Whether threads may move packs of a matrix: its columns, stride and address are multiples of one.
 inline bool packs(const Tensor& tensor) {
   if (!tensor) return true;

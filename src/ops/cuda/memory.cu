@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <numbers>
+#include <utility>
 
 #include "base/check.h"
 #include "ops/cuda/device_backend.h"
@@ -16,10 +18,19 @@ __global__ void fill_all(T* data, std::int64_t count, T value) {
   if (i < count) data[i] = value;
 }
 
+/// kPack elements per thread; in packs where `pack` says that both addresses allow it.
 template <typename From, typename To>
-__global__ void convert_all(const From* from, To* to, std::int64_t count) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) to[i] = round_as<To>(as_float(from[i]));
+__global__ void convert_all(const From* from, To* to, std::int64_t count, int pack) {
+  const std::int64_t begin = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kPack;
+  if (pack && begin + kPack <= count) {
+    const auto read = *reinterpret_cast<const Pack<From, kPack>*>(from + begin);
+    Pack<To, kPack> written;
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) written.at[i] = round_as<To>(as_float(read.at[i]));
+    *reinterpret_cast<Pack<To, kPack>*>(to + begin) = written;
+    return;
+  }
+  for (std::int64_t i = begin; i < min(count, begin + kPack); ++i) to[i] = round_as<To>(as_float(from[i]));
 }
 
 /// The first two of the four words that philox4x32 of base/random.h gives for (index, stream) under `seed`.
@@ -69,9 +80,11 @@ __global__ void __launch_bounds__(kThreads)
 DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library)
     : runtime_(std::move(runtime)),
       library_(std::move(library)),
+      queue_(runtime_->stream(), [this](const std::vector<Work>& list) { return runtime_->record(list); }),
       arena_(std::make_shared<Arena>(runtime_->memory())),
-      faults_(allocate(DType::i32, {kFaultKinds})) {
-  fill(faults_, kNoFault);
+      faults_(std::make_shared<Arena>(runtime_->host_memory())->allocate(kFaultKinds * sizeof(std::int32_t)),
+              DType::i32, {kFaultKinds}) {
+  std::fill_n(faults_.data<std::int32_t>(), static_cast<int>(kFaultKinds), kNoFault);
 }
 
 Tensor DeviceBackend::allocate(DType dtype, Shape shape) {
@@ -84,24 +97,25 @@ Tensor DeviceBackend::allocate(DType dtype, Shape shape) {
 void DeviceBackend::copy_from_host(const void* source, const Tensor& destination) {
   require(destination.contiguous(), "copy_from_host: the destination must be contiguous");
   const auto bytes = static_cast<std::size_t>(destination.elements()) * size_of(destination.dtype());
+  queue_.stop_listing("a copy from the host");
   if (bytes > 0) runtime_->copy_from_host(source, destination.raw(), bytes);
 }
 
 void DeviceBackend::copy_to_host(const Tensor& source, void* destination) {
   require(source.contiguous(), "copy_to_host: the source must be contiguous");
   const auto bytes = static_cast<std::size_t>(source.elements()) * size_of(source.dtype());
+  queue_.stop_listing("a copy to the host");
   if (bytes > 0) runtime_->copy_to_host(source.raw(), destination, bytes);
   report_faults();
 }
 
 void DeviceBackend::report_faults() {
-  std::int32_t rows[kFaultKinds];
-  runtime_->copy_to_host(faults_.raw(), rows, sizeof rows);
+  auto* const rows = faults_.data<std::int32_t>();
   for (int kind = 0; kind < kFaultKinds; ++kind) {
-    if (rows[kind] == kNoFault) continue;
-    fill(faults_, kNoFault);
-    require(kind != kEmbeddingIndex, "embedding: the index at row {} lies outside its table", rows[kind]);
-    fail(ErrorKind::usage, "cross_entropy: the target at row {} is no class (and not -1)", rows[kind]);
+    const std::int32_t row = std::exchange(rows[kind], kNoFault);
+    if (row == kNoFault) continue;
+    require(kind != kEmbeddingIndex, "embedding: the index at row {} lies outside its table", row);
+    fail(ErrorKind::usage, "cross_entropy: the target at row {} is no class (and not -1)", row);
   }
 }
 
@@ -115,12 +129,19 @@ void DeviceBackend::copy(const Tensor& source, const Tensor& destination) {
   const std::size_t size = size_of(source.dtype());
   if (source.contiguous() && destination.contiguous()) {
     const std::size_t bytes = static_cast<std::size_t>(source.elements()) * size;
-    return runtime_->copy_rows(source.raw(), bytes, destination.raw(), bytes, bytes, 1);
+    return copy_rows(source.raw(), bytes, destination.raw(), bytes, bytes, 1);
   }
-  runtime_->copy_rows(source.raw(), static_cast<std::size_t>(source.row_stride()) * size, destination.raw(),
-                      static_cast<std::size_t>(destination.row_stride()) * size,
-                      static_cast<std::size_t>(source.cols()) * size,
-                      static_cast<std::size_t>(source.rows()));
+  copy_rows(source.raw(), static_cast<std::size_t>(source.row_stride()) * size, destination.raw(),
+            static_cast<std::size_t>(destination.row_stride()) * size,
+            static_cast<std::size_t>(source.cols()) * size, static_cast<std::size_t>(source.rows()));
+}
+
+void DeviceBackend::copy_rows(const void* source, std::size_t source_pitch, void* destination,
+                              std::size_t destination_pitch, std::size_t width, std::size_t rows) {
+  const auto start = [=, this] {
+    runtime_->copy_rows(source, source_pitch, destination, destination_pitch, width, rows);
+  };
+  queue_.add("copy", start, source, source_pitch, destination, destination_pitch, width, rows);
 }
 
 void DeviceBackend::gather(std::span<const Tensor> sources, const Tensor& destination) {
@@ -172,8 +193,9 @@ void DeviceBackend::convert(const Tensor& source, const Tensor& destination) {
   const std::int64_t count = source.elements();
   with_real(source.dtype(), [&]<typename From>(From) {
     with_real(destination.dtype(), [&]<typename To>(To) {
-      launch("convert", convert_all<From, To>, {blocks_for(count, kThreads), kThreads}, stream(),
-             source.data<From>(), destination.data<To>(), count);
+      const int pack = on_pack(source.raw()) && on_pack(destination.raw());
+      launch("convert", convert_all<From, To>, {blocks_for(count, kThreads * kPack), kThreads}, stream(),
+             source.data<From>(), destination.data<To>(), count, pack);
     });
   });
 }

@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kThreads)
 /// (x - mean) rstd gain + bias.
 template <typename T>
 struct Normed {
+  static constexpr int kOperands = 1;
   Matrix<T> x;
   const float *gain, *bias, *mean, *rstd;
   template <int N>

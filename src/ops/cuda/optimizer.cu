@@ -49,24 +49,70 @@ struct AdamWFactors {
   float lr, beta1, beta2, epsilon, weight_decay, max_norm, correction1, correction2;
 };
 
+constexpr int kStepPack = 4;  // elements that a thread handles at once: 16 bytes
+constexpr std::int64_t kStepStretch = 4 * kStepPack * kThreads;  // elements of one tensor per block
+
+/// The tensors of one launch; small enough to be a kernel's parameter.
+struct StepTensors {
+  static constexpr int kMost = 64;
+  struct One {
+    const float* gradient;
+    float *value, *m, *v;
+    std::int64_t elements;
+    int decays, packs;  // numbers: no padding
+  };
+  One tensors[kMost];
+  int first_block[kMost];
+  std::int64_t count;
+
+  /// The tensor that a block belongs to: the last that begins at or before it.
+  __device__ int of_block(int block) const {
+    int low = 0, high = static_cast<int>(count);
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (first_block[middle] <= block ? low : high) = middle;
+    }
+    return low;
+  }
+};
+
 /// The reference's operations in its order.
-__global__ void __launch_bounds__(kThreads)
-    adamw_step(AdamWFactors f, const float* norm, const float* gradient, float* value, float* m, float* v,
-               std::int64_t count) {
+__device__ inline void step_element(const AdamWFactors& f, float decay, float clip, float gradient,
+                                    float& value, float& m, float& v) {
+  const float g = gradient * clip;
+  m = f.beta1 * m + (1 - f.beta1) * g;
+  v = f.beta2 * v + (1 - f.beta2) * g * g;
+  value = value - f.lr * (m / f.correction1 / (sqrtf(v / f.correction2) + f.epsilon) + decay * value);
+}
+
+__global__ void __launch_bounds__(kThreads) adamw_step(AdamWFactors f, const float* norm, StepTensors all) {
   const float length = *norm;
   if (!(fabsf(length) < HUGE_VALF)) return;
   const float clip = f.max_norm > 0 ? fminf(1.0f, f.max_norm / length) : 1.0f;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
-       i += step) {
-    const float g = gradient[i] * clip;
-    const float m_new = f.beta1 * m[i] + (1 - f.beta1) * g;
-    const float v_new = f.beta2 * v[i] + (1 - f.beta2) * g * g;
-    const float w = value[i];
-    m[i] = m_new;
-    v[i] = v_new;
-    value[i] =
-        w - f.lr * (m_new / f.correction1 / (sqrtf(v_new / f.correction2) + f.epsilon) + f.weight_decay * w);
+  const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
+  const StepTensors::One& tensor = all.tensors[index];
+  const float decay = tensor.decays ? f.weight_decay : 0.0f;
+  const std::int64_t begin = (block - all.first_block[index]) * kStepStretch;
+  const std::int64_t end = min(tensor.elements, begin + kStepStretch);
+  const Matrix<const float> gradients{tensor.gradient};
+  const Matrix<float> values{tensor.value}, ms{tensor.m}, vs{tensor.v};
+  for (std::int64_t i = begin + static_cast<std::int64_t>(threadIdx.x) * kStepPack; i < end;
+       i += kThreads * kStepPack) {
+    if (tensor.packs && i + kStepPack <= end) {
+      float g[kStepPack], w[kStepPack], m[kStepPack], v[kStepPack];
+      gradients.load(0, i, g);
+      values.load(0, i, w);
+      ms.load(0, i, m);
+      vs.load(0, i, v);
+#pragma unroll
+      for (int j = 0; j < kStepPack; ++j) step_element(f, decay, clip, g[j], w[j], m[j], v[j]);
+      values.store(0, i, w);
+      ms.store(0, i, m);
+      vs.store(0, i, v);
+      continue;
+    }
+    for (std::int64_t j = i; j < min(end, i + kStepPack); ++j)
+      step_element(f, decay, clip, tensor.gradient[j], tensor.value[j], tensor.m[j], tensor.v[j]);
   }
 }
 
@@ -90,6 +136,29 @@ Stretches take(std::span<const Tensor>& tensors) {
   return stretches;
 }
 
+/// Takes tensors from the front, as many as fit one launch; `blocks`: of that launch.
+StepTensors take(std::span<const AdamWTensor>& tensors, int& blocks) {
+  StepTensors taken{};
+  blocks = 0;
+  while (!tensors.empty() && taken.count < StepTensors::kMost) {
+    const auto& [gradient, value, m, v, decays] = tensors.front();
+    tensors = tensors.subspan(1);
+    if (value.elements() == 0) continue;
+    const bool packs =
+        on_pack(gradient.raw()) && on_pack(value.raw()) && on_pack(m.raw()) && on_pack(v.raw());
+    taken.first_block[taken.count] = blocks;
+    taken.tensors[taken.count++] = {gradient.data<float>(),
+                                    value.data<float>(),
+                                    m.data<float>(),
+                                    v.data<float>(),
+                                    value.elements(),
+                                    decays,
+                                    packs};
+    blocks += static_cast<int>(blocks_for(value.elements(), kStepStretch));
+  }
+  return taken;
+}
+
 }  // namespace
 
 void DeviceBackend::global_norm(std::span<const Tensor> tensors, const Tensor& result) {
@@ -108,9 +177,9 @@ void DeviceBackend::global_norm(std::span<const Tensor> tensors, const Tensor& r
          result.data<float>());
 }
 
-void DeviceBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm, const Tensor& gradient,
-                          const Tensor& value, const Tensor& m, const Tensor& v) {
-  check_adamw(norm, gradient, value, m, v);
+void DeviceBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
+                          std::span<const AdamWTensor> tensors) {
+  check_adamw(norm, tensors);
   const AdamWFactors factors{step.lr,
                              step.beta1,
                              step.beta2,
@@ -119,10 +188,11 @@ void DeviceBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_n
                              max_norm,
                              correction(step.beta1, step.step),
                              correction(step.beta2, step.step)};
-  constexpr std::int64_t kPerThread = 4;
-  launch("adamw", adamw_step, {blocks_for(value.elements(), kThreads * kPerThread), kThreads}, stream(),
-         factors, norm.data<float>(), gradient.data<float>(), value.data<float>(), m.data<float>(),
-         v.data<float>(), value.elements());
+  while (!tensors.empty()) {
+    int blocks = 0;
+    const StepTensors taken = take(tensors, blocks);
+    launch("adamw", adamw_step, {blocks, kThreads}, stream(), factors, norm.data<float>(), taken);
+  }
 }
 
 }  // namespace quaver::cuda

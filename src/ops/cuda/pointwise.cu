@@ -7,6 +7,7 @@ namespace {
 
 template <typename T>
 struct Identity {
+  static constexpr int kOperands = 1;
   Matrix<T> x;
   template <int N>
   __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
@@ -16,6 +17,7 @@ struct Identity {
 
 template <typename T>
 struct SumOfTwo {
+  static constexpr int kOperands = 2;
   Matrix<T> a, b;
   template <int N>
   __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
@@ -30,6 +32,7 @@ struct SumOfTwo {
 /// curve(g) u, or curve(g) where there is no u.
 template <typename T>
 struct Gated {
+  static constexpr int kOperands = 2;
   Curve curve;
   Matrix<T> g, u;
   template <int N>
@@ -48,6 +51,7 @@ struct Gated {
 /// d u curve'(g), and d curve(g).
 template <typename T>
 struct GatedBackward {
+  static constexpr int kOperands = 3;
   Curve curve;
   Matrix<T> d, g, u;
   template <int N>
@@ -68,6 +72,7 @@ struct GatedBackward {
 /// d curve'(g).
 template <typename T>
 struct CurveBackward {
+  static constexpr int kOperands = 2;
   Curve curve;
   Matrix<T> d, g;
   template <int N>
@@ -83,6 +88,7 @@ struct CurveBackward {
 /// curve(g) o with one gate for `width` columns of o.
 template <typename T>
 struct HeadGate {
+  static constexpr int kOperands = 2;
   Curve curve;
   Matrix<T> g, o;
   std::int64_t width;

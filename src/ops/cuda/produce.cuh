@@ -22,7 +22,8 @@ struct Sink {
   float* amax;
   unsigned long long* counters;
   Fp8 format;
-  bool transposed_packs;  ///< rows of `transposed` may be written 4 bytes at a time
+  std::int32_t
+      transposed_packs;  ///< (as a number: no padding) rows of `transposed` may be written 4 bytes at a time
 
   __device__ bool quantizes() const { return bytes.data != nullptr; }
 };
@@ -48,44 +49,76 @@ inline bool packs(const Output& output) {
   return packs(output.values) && packs(output.quantized.bytes);
 }
 
-constexpr int kTile = 64;  ///< rows and columns
+constexpr int kTileRows = 128, kTileCols = 64;  ///< 128 bytes of every row and of every transposed row
 constexpr int kTileThreads = 256;
-constexpr int kTilePitch = kTile + 4;  ///< of a column's bytes in shared memory: columns start in other banks
+constexpr int kTilePitch =
+    kTileRows + 4;              ///< of a column's bytes in shared memory: columns start in other banks
+constexpr int kThreadRows = 4;  ///< rows of packs that a thread takes: a word of each transposed row
 
-/// What a thread saw of its elements before a cast. Counts of a warp's share of a tile fit 10 bits each.
+constexpr std::int64_t tiles_of(std::int64_t rows, std::int64_t cols) {
+  return blocks_for(rows, kTileRows) * blocks_for(cols, kTileCols);
+}
+
+/// Whether none of four FP8 bytes is a zero, the largest number, or beyond it: then nothing saturated, underflowed or was
+/// NaN. Byte by byte: 0 - 1 borrows into bit 7, and so does the sum of 0x7E (e4m3) or 0x7B (e5m2) and what lacks to 0x80.
+__device__ inline bool are_unremarkable(Fp8 format, unsigned bytes) {
+  const unsigned magnitudes = bytes & 0x7F7F7F7Fu;
+  const unsigned to_top = format == Fp8::e4m3 ? 0x02020202u : 0x05050505u;
+  return (((magnitudes - 0x01010101u) | (magnitudes + to_top)) & 0x80808080u) == 0;
+}
+
+/// What a thread saw of its elements before a cast.
 struct CastTrace {
   float amax = 0;
-  unsigned counts = 0;  ///< saturated | underflowed << 10 | NaN << 20
+  unsigned long long counts = 0;  ///< saturated | underflowed << 21 | NaN << 42
 
+  __device__ void count(Fp8 format, float x, float scaled, unsigned byte) {
+    counts += static_cast<unsigned long long>(fabsf(scaled) > largest_fp8(format)) +
+              (static_cast<unsigned long long>(x != 0 && (byte & 0x7F) == 0) << 21) +
+              (static_cast<unsigned long long>(x != x) << 42);
+  }
   __device__ std::uint8_t cast(Fp8 format, float scale, float x) {
-    const float scaled = x * scale;
-    const std::uint8_t byte = fp8_byte(format, scaled);
+    const std::uint8_t byte = fp8_byte(format, x * scale);
     amax = fmaxf(amax, fabsf(x));  // ignores NaN
-    counts += static_cast<unsigned>(fabsf(scaled) > largest_fp8(format)) +
-              (static_cast<unsigned>(x != 0 && (byte & 0x7F) == 0) << 10) +
-              (static_cast<unsigned>(x != x) << 20);
+    count(format, x, x * scale, byte);
     return byte;
   }
+  /// The same for four numbers; the first becomes the lowest byte.
+  __device__ unsigned cast(Fp8 format, float scale, const float (&x)[4]) {
+    float scaled[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      scaled[i] = x[i] * scale;
+      amax = fmaxf(amax, fabsf(x[i]));
+    }
+    const unsigned bytes = fp8_pair(format, scaled[0], scaled[1]) | fp8_pair(format, scaled[2], scaled[3])
+                                                                        << 16;
+    if (are_unremarkable(format, bytes)) return bytes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) count(format, x[i], scaled[i], bytes >> 8 * i);
+    return bytes;
+  }
 };
-static_assert(kTile * kTile * 32 / kTileThreads < 1024);
 
 /// Adds a warp's trace to the running totals. Bits of non-negative floats order like the floats. Reading
 /// first keeps most warps from the atomics, all of which meet at one address.
 template <typename T>
 __device__ void record(const Sink<T>& sink, const CastTrace& trace) {
   const float amax = warp_reduce(trace.amax, Largest{});
-  const unsigned counts = warp_reduce(trace.counts, Add{});
+  const bool any = __ballot_sync(kAllLanes, trace.counts != 0) != 0;
+  const unsigned long long counts = any ? warp_reduce(trace.counts, Add{}) : 0;
   if (threadIdx.x % 32 != 0) return;
   if (sink.amax && amax > *static_cast<volatile float*>(sink.amax)) {
     atomicMax(reinterpret_cast<int*>(sink.amax), __float_as_int(amax));
   }
   if (!sink.counters) return;
-  const auto add = [&](CastCounter counter, unsigned count) {
-    if (count) atomicAdd(sink.counters + counter, static_cast<unsigned long long>(count));
+  constexpr unsigned long long kMask = (1ull << 21) - 1;
+  const auto add = [&](CastCounter counter, unsigned long long count) {
+    if (count) atomicAdd(sink.counters + counter, count);
   };
-  add(kCastSaturated, counts & 1023);
-  add(kCastUnderflowed, counts >> 10 & 1023);
-  add(kCastNan, counts >> 20);
+  add(kCastSaturated, counts & kMask);
+  add(kCastUnderflowed, counts >> 21 & kMask);
+  add(kCastNan, counts >> 42);
 }
 
 /// What concerns the whole matrix: written by one thread.
@@ -99,53 +132,130 @@ __device__ void record_once(const Sink<T>& sink, std::int64_t elements) {
 __device__ inline void write_transposed(const Matrix<std::uint8_t>& to, bool by_four,
                                         const std::uint8_t* tile, std::int64_t row, std::int64_t column,
                                         std::int64_t rows, std::int64_t cols) {
-  const int width = static_cast<int>(min(cols - column, std::int64_t{kTile}));
-  const int height = static_cast<int>(min(rows - row, std::int64_t{kTile}));
-  if (by_four && height == kTile) {
-    for (int i = static_cast<int>(threadIdx.x); i < width * kTile / 4; i += kTileThreads) {
-      const int n = i / (kTile / 4), m = i % (kTile / 4) * 4;
+  const int width = static_cast<int>(min(cols - column, std::int64_t{kTileCols}));
+  const int height = static_cast<int>(min(rows - row, std::int64_t{kTileRows}));
+  if (by_four && height == kTileRows) {
+    for (int i = static_cast<int>(threadIdx.x); i < width * kTileRows / 4; i += kTileThreads) {
+      const int n = i / (kTileRows / 4), m = i % (kTileRows / 4) * 4;
       *reinterpret_cast<unsigned*>(to.address(column + n, row + m)) =
           *reinterpret_cast<const unsigned*>(tile + n * kTilePitch + m);
     }
     return;
   }
-  for (int i = static_cast<int>(threadIdx.x); i < width * kTile; i += kTileThreads) {
-    const int n = i / kTile, m = i % kTile;
+  for (int i = static_cast<int>(threadIdx.x); i < width * kTileRows; i += kTileThreads) {
+    const int n = i / kTileRows, m = i % kTileRows;
     if (m < height) *to.address(column + n, row + m) = tile[n * kTilePitch + m];
   }
 }
 
-/// f(m, n, results) sets results[output][i] for the elements (m, n + i), i < N. One block per tile.
+/// Word r holds the bytes of row r, the first column lowest; afterwards word c holds those of column c.
+__device__ inline void transpose_words(unsigned (&words)[4]) {
+  const unsigned low01 = select_bytes(words[0], words[1], 0x5140),
+                 low23 = select_bytes(words[2], words[3], 0x5140);
+  const unsigned high01 = select_bytes(words[0], words[1], 0x7362),
+                 high23 = select_bytes(words[2], words[3], 0x7362);
+  words[0] = select_bytes(low01, low23, 0x5410);
+  words[1] = select_bytes(low01, low23, 0x7632);
+  words[2] = select_bytes(high01, high23, 0x5410);
+  words[3] = select_bytes(high01, high23, 0x7632);
+}
+
+/// The tile of one block.
+struct OutputTile {
+  std::int64_t row, column, rows, cols;  ///< where it begins, and the matrix's size
+};
+
+/// Element by element.
+template <int kOutputs, typename T, typename F>
+__device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks, const OutputTile& tile,
+                          const float (&scales)[kOutputs], CastTrace (&traces)[kOutputs],
+                          std::uint8_t (&bytes)[kOutputs][kTileCols * kTilePitch]) {
+  for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kTileCols; i += kTileThreads) {
+    const int m = i / kTileCols, n = i % kTileCols;
+    if (tile.row + m >= tile.rows || tile.column + n >= tile.cols) continue;
+    float results[kOutputs][1];
+    f(tile.row + m, tile.column + n, results);
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      const Sink<T>& sink = sinks[o];
+      if (sink.values.data) sink.values.store(tile.row + m, tile.column + n, results[o]);
+      if (!sink.quantizes()) continue;
+      const std::uint8_t byte = traces[o].cast(sink.format, scales[o], as_float(round_as<T>(results[o][0])));
+      if (sink.transposed.data) bytes[o][n * kTilePitch + m] = byte;
+      *sink.bytes.address(tile.row + m, tile.column + n) = byte;
+    }
+  }
+}
+
+/// A thread takes kThreadRows packs, one below the other, so that it holds whole words of the transposed rows. The lanes
+/// of a warp take 4 packs of 8 such groups of rows: their words fall into different banks.
+template <int kOutputs, typename T, typename F>
+__device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
+                                   const OutputTile& tile, const float (&scales)[kOutputs],
+                                   CastTrace (&traces)[kOutputs],
+                                   std::uint8_t (&bytes)[kOutputs][kTileCols * kTilePitch]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int n = (warp % 2 * 4 + lane % 4) * kPack, m = (warp / 2 * 8 + lane / 4) * kThreadRows;
+  const std::int64_t column = tile.column + n, row = tile.row + m;
+  if (column >= tile.cols || row >= tile.rows) return;
+  // Where a row is one operand, several are read before the first is written: more is under way at once. With more
+  // operands there is enough, and registers would run out.
+  constexpr int kAtOnce = F::kOperands == 1 && kOutputs == 1 ? kThreadRows : 1;
+  unsigned words[kOutputs][kPack / 4][kThreadRows] = {};
+#pragma unroll
+  for (int first = 0; first < kThreadRows; first += kAtOnce) {
+    float results[kAtOnce][kOutputs][kPack];
+#pragma unroll
+    for (int r = 0; r < kAtOnce; ++r) f(min(row + first + r, tile.rows - 1), column, results[r]);
+#pragma unroll
+    for (int r = 0; r < kAtOnce; ++r) {
+      if (row + first + r >= tile.rows) continue;
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) {
+        const Sink<T>& sink = sinks[o];
+        if (sink.values.data) sink.values.store(row + first + r, column, results[r][o]);
+        if (!sink.quantizes()) continue;
+        Pack<unsigned, kPack / 4> written;
+#pragma unroll
+        for (int w = 0; w < kPack / 4; ++w) {
+          float x[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x[i] = as_float(round_as<T>(results[r][o][4 * w + i]));
+          written.at[w] = words[o][w][first + r] = traces[o].cast(sink.format, scales[o], x);
+        }
+        *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + first + r, column)) = written;
+      }
+    }
+  }
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) {
+    if (!sinks[o].quantizes() || !sinks[o].transposed.data) continue;
+#pragma unroll
+    for (int w = 0; w < kPack / 4; ++w) {
+      transpose_words(words[o][w]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        *reinterpret_cast<unsigned*>(bytes[o] + (n + 4 * w + i) * kTilePitch + m) = words[o][w][i];
+    }
+  }
+}
+
+/// f(m, n, results) sets results[output][i] for the elements (m, n + i), i < N; F::kOperands says how many matrices it
+/// reads. One block per tile.
 template <int N, int kOutputs, typename T, typename F>
 __global__ void __launch_bounds__(kTileThreads)
     produce_tile(F f, std::array<Sink<T>, kOutputs> sinks, std::int64_t rows, std::int64_t cols) {
-  __shared__ __align__(16) std::uint8_t tiles[kOutputs][kTile * kTilePitch];
-  const std::int64_t across = (cols + kTile - 1) / kTile;
-  const std::int64_t row = blockIdx.x / across * kTile, column = blockIdx.x % across * kTile;
+  __shared__ __align__(16) std::uint8_t bytes[kOutputs][kTileCols * kTilePitch];
+  const std::int64_t across = (cols + kTileCols - 1) / kTileCols;
+  const OutputTile tile{blockIdx.x / across * kTileRows, blockIdx.x % across * kTileCols, rows, cols};
   CastTrace traces[kOutputs];
   float scales[kOutputs];
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) scales[o] = sinks[o].quantizes() ? *sinks[o].scale : 0.0f;
-
-  constexpr int kPacksPerRow = kTile / N;
-  for (int i = static_cast<int>(threadIdx.x); i < kTile * kPacksPerRow; i += kTileThreads) {
-    const int m = i / kPacksPerRow, n = i % kPacksPerRow * N;
-    if (row + m >= rows || column + n >= cols) continue;
-    float results[kOutputs][N];
-    f(row + m, column + n, results);
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) {
-      const Sink<T>& sink = sinks[o];
-      if (sink.values.data) sink.values.store(row + m, column + n, results[o]);
-      if (!sink.quantizes()) continue;
-      Pack<std::uint8_t, N> bytes;
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        bytes.at[j] = traces[o].cast(sink.format, scales[o], as_float(round_as<T>(results[o][j])));
-        if (sink.transposed.data) tiles[o][(n + j) * kTilePitch + m] = bytes.at[j];
-      }
-      *reinterpret_cast<Pack<std::uint8_t, N>*>(sink.bytes.address(row + m, column + n)) = bytes;
-    }
+  if constexpr (N == kPack) {
+    fill_tile_by_packs<kOutputs, T>(f, sinks, tile, scales, traces, bytes);
+  } else {
+    fill_tile<kOutputs, T>(f, sinks, tile, scales, traces, bytes);
   }
   __syncthreads();
 #pragma unroll
@@ -153,10 +263,30 @@ __global__ void __launch_bounds__(kTileThreads)
     const Sink<T>& sink = sinks[o];
     if (!sink.quantizes()) continue;
     if (sink.transposed.data) {
-      write_transposed(sink.transposed, sink.transposed_packs, tiles[o], row, column, rows, cols);
+      write_transposed(sink.transposed, sink.transposed_packs, bytes[o], tile.row, tile.column, rows, cols);
     }
     record(sink, traces[o]);
     if (blockIdx.x == 0 && threadIdx.x == 0) record_once(sink, rows * cols);
+  }
+}
+
+/// The same where nothing is cast: a thread takes one pack, or kPack elements one by one.
+template <int N, int kOutputs, typename T, typename F>
+__global__ void __launch_bounds__(kTileThreads)
+    produce_values(F f, std::array<Matrix<T>, kOutputs> values, std::int64_t rows, std::int64_t cols) {
+  const std::int64_t per_row = (cols + kPack - 1) / kPack;
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
+  if (index >= rows * per_row) return;
+  // Divisions of 32 bits take a fraction of the time.
+  const bool small = rows * per_row <= 0xFFFFFFFFll;
+  const std::int64_t m =
+      small ? static_cast<unsigned>(index) / static_cast<unsigned>(per_row) : index / per_row;
+  const std::int64_t first = (index - m * per_row) * kPack;
+  for (std::int64_t n = first; n < min(cols, first + kPack); n += N) {
+    float results[kOutputs][N];
+    f(m, n, results);
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) values[o].store(m, n, results[o]);
   }
 }
 
@@ -166,7 +296,7 @@ __global__ void produce_nothing(Sink<T> sink) {
   record_once(sink, 0);
 }
 
-/// Launches produce_tile for a matrix of the given size. `pack`: f's own operands can be read in packs.
+/// Launches produce_tile or produce_values for a matrix of the given size. `pack`: f's own operands can be read in packs.
 template <typename T, int kOutputs, typename F>
 void produce(const char* name, const F& f, const std::array<Output, kOutputs>& outputs, std::int64_t rows,
              std::int64_t cols, bool pack, Stream stream) {
@@ -175,7 +305,19 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
     sinks[o] = sink_of<T>(outputs[o]);
     pack = pack && packs(outputs[o]);
   }
-  const std::int64_t tiles = blocks_for(rows, kTile) * blocks_for(cols, kTile);
+  bool quantizes = false, all_values = true;
+  for (const Sink<T>& sink : sinks) {
+    quantizes = quantizes || sink.bytes.data;
+    all_values = all_values && sink.values.data;
+  }
+  if (!quantizes && all_values) {
+    std::array<Matrix<T>, kOutputs> values{};
+    for (int o = 0; o < kOutputs; ++o) values[o] = sinks[o].values;
+    const auto kernel = pack ? produce_values<kPack, kOutputs, T, F> : produce_values<1, kOutputs, T, F>;
+    return launch(name, kernel, {blocks_for(rows * blocks_for(cols, kPack), kTileThreads), kTileThreads},
+                  stream, f, values, rows, cols);
+  }
+  const std::int64_t tiles = tiles_of(rows, cols);
   if (tiles == 0) {
     for (const auto& sink : sinks) {
       if (sink.bytes.data) launch(name, produce_nothing<T>, {1, 1}, stream, sink);

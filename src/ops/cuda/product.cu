@@ -11,12 +11,12 @@ constexpr int kSide = 16;
 struct Elements {
   const void* data;
   std::int64_t stride;
-  bool swapped;
-  DType dtype;
+  int swapped;
+  int dtype;  // a DType
 
   __device__ float operator()(std::int64_t i, std::int64_t k) const {
     const std::int64_t at = swapped ? k * stride + i : i * stride + k;
-    switch (dtype) {
+    switch (static_cast<DType>(dtype)) {
       case DType::f32:
         return static_cast<const float*>(data)[at];
       case DType::bf16:
@@ -56,7 +56,7 @@ __global__ void multiply(GemmSize size, Elements left, Elements right, const flo
 }
 
 Elements elements_of(const Factor& factor) {
-  return {factor.data, factor.stride, factor.swapped, factor.dtype};
+  return {factor.data, factor.stride, factor.swapped, static_cast<int>(factor.dtype)};
 }
 
 }  // namespace

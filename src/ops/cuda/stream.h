@@ -1,10 +1,13 @@
-/// Where kernels queue.
+/// Where operations queue.
 #pragma once
 
 struct CUstream_st;
 
 namespace quaver::cuda {
 
-using Stream = CUstream_st*;  ///< a cudaStream_t
+using DeviceStream = CUstream_st*;  ///< a cudaStream_t
+
+class WorkQueue;
+using Stream = WorkQueue*;  ///< null: at once, on the device's default stream
 
 }  // namespace quaver::cuda

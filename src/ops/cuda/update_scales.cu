@@ -17,8 +17,8 @@ struct Slots {
   struct Slot {
     float *scale, *history;
     std::int64_t length;
-    float target;  // fp8_max * 2^-margin
-    bool most_recent;
+    float target;     // fp8_max * 2^-margin
+    int most_recent;  // a number: no padding
   };
   Slot slots[kMost];
 };

@@ -17,8 +17,8 @@ void ReferenceBackend::global_norm(std::span<const Tensor> tensors, const Tensor
 }
 
 void ReferenceBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
-                             const Tensor& gradient, const Tensor& value, const Tensor& m, const Tensor& v) {
-  check_adamw(norm, gradient, value, m, v);
+                             std::span<const AdamWTensor> tensors) {
+  check_adamw(norm, tensors);
   const float length = *norm.data<float>();
   if (!std::isfinite(length)) return;
   const float clip = max_norm > 0 ? std::min(1.0f, max_norm / length) : 1.0f;
@@ -26,13 +26,15 @@ void ReferenceBackend::adamw(const AdamWStep& step, const Tensor& norm, float ma
     return static_cast<float>(1 - std::pow(static_cast<double>(beta), static_cast<double>(step.step)));
   };
   const float correction1 = correction(step.beta1), correction2 = correction(step.beta2);
-  for (std::int64_t i = 0; i < value.elements(); ++i) {
-    const float g = gradient.data<float>()[i] * clip;
-    float &m_i = m.data<float>()[i], &v_i = v.data<float>()[i], &w = value.data<float>()[i];
-    m_i = step.beta1 * m_i + (1 - step.beta1) * g;
-    v_i = step.beta2 * v_i + (1 - step.beta2) * g * g;
-    w -=
-        step.lr * (m_i / correction1 / (std::sqrt(v_i / correction2) + step.epsilon) + step.weight_decay * w);
+  for (const auto& [gradient, value, m, v, decays] : tensors) {
+    const float decay = decays ? step.weight_decay : 0;
+    for (std::int64_t i = 0; i < value.elements(); ++i) {
+      const float g = gradient.data<float>()[i] * clip;
+      float &m_i = m.data<float>()[i], &v_i = v.data<float>()[i], &w = value.data<float>()[i];
+      m_i = step.beta1 * m_i + (1 - step.beta1) * g;
+      v_i = step.beta2 * v_i + (1 - step.beta2) * g * g;
+      w -= step.lr * (m_i / correction1 / (std::sqrt(v_i / correction2) + step.epsilon) + decay * w);
+    }
   }
 }
 

@@ -120,7 +120,7 @@ class Plan {
 
 class Cublas final : public MatrixLibrary {
  public:
-  explicit Cublas(Stream stream) : stream_(stream), lt_(load_cublas()) {
+  explicit Cublas(DeviceStream stream) : stream_(stream), lt_(load_cublas()) {
     const cublasStatus_t status = lt_.create(&handle_);
     if (status != CUBLAS_STATUS_SUCCESS) {
       fail(ErrorKind::failure, "cuda: starting cuBLASLt failed: {}", lt_.status_string(status));
@@ -136,6 +136,12 @@ class Cublas final : public MatrixLibrary {
   }
   Cublas(const Cublas&) = delete;
   Cublas& operator=(const Cublas&) = delete;
+
+  std::optional<bool> can_multiply(const Product& product) const override {
+    const auto plan = plans_.find(key_of(product));
+    if (plan == plans_.end()) return std::nullopt;
+    return plan->second->algorithm.has_value();
+  }
 
   bool multiply(const Product& product, Backend& backend) override {
     const PlanKey key = key_of(product);
@@ -215,7 +221,7 @@ class Cublas final : public MatrixLibrary {
     return milliseconds;
   }
 
-  Stream stream_;
+  DeviceStream stream_;
   CublasFunctions lt_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
@@ -225,7 +231,7 @@ class Cublas final : public MatrixLibrary {
 
 }  // namespace
 
-std::unique_ptr<MatrixLibrary> make_cublas(Stream stream) {
+std::unique_ptr<MatrixLibrary> make_cublas(DeviceStream stream) {
   return std::make_unique<Cublas>(stream);
 }
 

@@ -8,6 +8,6 @@
 namespace quaver::cuda {
 
 /// Throws Error(usage) if the library cannot be loaded.
-std::unique_ptr<MatrixLibrary> make_cublas(Stream stream);
+std::unique_ptr<MatrixLibrary> make_cublas(DeviceStream stream);
 
 }  // namespace quaver::cuda

@@ -1,24 +1,26 @@
 #include "ops/cuda/device/errors.h"
 
 #include "base/check.h"
+#include "ops/cuda/device_messages.h"
 
 namespace quaver::cuda {
 
+namespace {
+
+CallFailure failure_of(cudaError_t status) {
+  return {cudaGetErrorString(status), cudaGetErrorName(status),
+          status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure};
+}
+
+}  // namespace
+
 void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  fail(ErrorKind::failure, "cuda: {} failed: {} ({}){}", what, cudaGetErrorString(status),
-       cudaGetErrorName(status),
-       status == cudaErrorIllegalAddress || status == cudaErrorLaunchFailure
-           ? "; the device cannot be used any more by this process. CUDA_LAUNCH_BLOCKING=1 names the kernel "
-             "at fault"
-           : "");
+  if (status != cudaSuccess) fail_call(what, failure_of(status));
 }
 
 void check_launch(const char* name) {
-  const cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess) return;
-  fail(ErrorKind::failure, "cuda: kernel {} (or one before it) failed: {} ({})", name,
-       cudaGetErrorString(status), cudaGetErrorName(status));
+  if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
+    fail_launch(name, failure_of(status));
 }
 
 void allow_shared_memory(const void* kernel, const char* name, std::size_t bytes) {

@@ -7,11 +7,13 @@
 
 #include "base/check.h"
 #include "ops/cuda/device/errors.h"
+#include "ops/cuda/device_messages.h"
 
 namespace quaver::cuda {
 namespace {
 
 constexpr std::size_t kStagingBytes = 4 << 20;
+constexpr std::size_t kChunkBytes = std::size_t{512} << 20;
 
 #if defined(QUAVER_SM90A)
 constexpr bool kCompiledForSm90a = true;
@@ -64,18 +66,10 @@ class Staging {
   std::size_t used_ = 0;
 };
 
-std::string gib(std::size_t bytes) {
-  return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
-}
-
-[[noreturn]] void fail_for_memory(std::size_t wanted, const MemoryUse& use) {
+[[noreturn]] void fail_for_memory_of_device(std::size_t wanted, const MemoryUse& use) {
   std::size_t available = 0, total = 0;
   cudaMemGetInfo(&available, &total);
-  fail(ErrorKind::failure,
-       "cuda: out of memory: {} wanted, {} in use by this run, {} of the device's {} free. Use a smaller "
-       "train.batch (more micro-batches per step keep the step's size), a shorter model.context, or a "
-       "smaller model",
-       gib(wanted), gib(static_cast<std::size_t>(use.in_use)), gib(available), gib(total));
+  fail_for_memory(wanted, use.in_use, available, total);
 }
 
 void* allocate_on_device(std::size_t bytes) {
@@ -89,6 +83,19 @@ void* allocate_on_device(std::size_t bytes) {
   return block;
 }
 
+class GraphRecording final : public Recording {
+ public:
+  GraphRecording(cudaGraphExec_t graph, cudaStream_t stream) : graph_(graph), stream_(stream) {}
+  ~GraphRecording() override { cudaGraphExecDestroy(graph_); }
+  GraphRecording(const GraphRecording&) = delete;
+  GraphRecording& operator=(const GraphRecording&) = delete;
+  void replay() override { check(cudaGraphLaunch(graph_, stream_), "launching a CUDA graph"); }
+
+ private:
+  cudaGraphExec_t graph_;
+  cudaStream_t stream_;
+};
+
 class CudaRuntime final : public DeviceRuntime {
  public:
   CudaRuntime(const cudaDeviceProp& properties, int driver)
@@ -100,10 +107,12 @@ class CudaRuntime final : public DeviceRuntime {
                        static_cast<double>(properties_.totalGlobalMem) / (1 << 30), driver_ / 1000,
                        driver_ % 1000 / 10);
   }
-  Stream stream() const override { return stream_; }
+  DeviceStream stream() const override { return stream_; }
   MemorySource memory() override {
-    return {Device::cuda, allocate_on_device, [](void* block) { cudaFree(block); }, fail_for_memory};
+    return {Device::cuda, kChunkBytes, allocate_on_device, [](void* block) { cudaFree(block); },
+            fail_for_memory_of_device};
   }
+  MemorySource host_memory() override { return pinned_memory(); }
   bool needs_transposed_fp8() const override { return chip() / 10 != 10; }
   bool has_warpgroup_products() const override { return chip() == 90 && kCompiledForSm90a; }
 
@@ -122,6 +131,29 @@ class CudaRuntime final : public DeviceRuntime {
           "copying on the device");
   }
 
+  Recorded record(const std::vector<Work>& list) override {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning a CUDA graph");
+    std::string failure;
+    for (const Work& work : list) {
+      try {
+        work.start();
+      } catch (const Error& error) {
+        failure = error.what();
+        break;
+      }
+    }
+    cudaGraph_t graph = nullptr;
+    cudaError_t status = cudaStreamEndCapture(stream_, &graph);
+    cudaGraphExec_t instance = nullptr;
+    if (status == cudaSuccess && failure.empty()) status = cudaGraphInstantiate(&instance, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    if (status == cudaSuccess && failure.empty())
+      return {std::make_unique<GraphRecording>(instance, stream_), ""};
+    cudaGetLastError();  // not sticky: nothing ran
+    return {nullptr,
+            fmt::format("no CUDA graph: {}", failure.empty() ? cudaGetErrorString(status) : failure)};
+  }
+
  private:
   static cudaStream_t make_stream() {
     cudaStream_t stream = nullptr;
@@ -135,8 +167,6 @@ class CudaRuntime final : public DeviceRuntime {
   cudaStream_t stream_;
   Staging staging_;
 };
-
-constexpr int kOldestChip = 89;
 
 }  // namespace
 
@@ -152,27 +182,18 @@ MemorySource pinned_memory() {
 }
 
 std::unique_ptr<DeviceRuntime> make_runtime() {
-  int driver = 0, devices = 0;
-  cudaDriverGetVersion(&driver);
-  require(driver > 0,
-          "backend: cuda needs NVIDIA's driver, which is not installed here; choose backend = \"cpu\"");
-  const cudaError_t status = cudaGetDeviceCount(&devices);
-  require(
-      status != cudaErrorInsufficientDriver,
-      "backend: the NVIDIA driver is too old: it serves CUDA {}.{}, this build needs {}.{} or a later minor; "
-      "update the driver, or choose backend = \"cpu\"",
-      driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, 0);
-  require(
-      status == cudaSuccess && devices > 0, "backend: cuda finds no GPU here ({}); choose backend = \"cpu\"",
-      status == cudaSuccess ? "none visible; CUDA_VISIBLE_DEVICES may hide it" : cudaGetErrorString(status));
+  DeviceSearch search;
+  search.built_for = CUDART_VERSION;
+  cudaDriverGetVersion(&search.driver_serves);
+  const cudaError_t status = cudaGetDeviceCount(&search.devices);
+  search.driver_too_old = status == cudaErrorInsufficientDriver;
+  if (status != cudaSuccess) search.error = cudaGetErrorString(status);
+  require_device(search);
   check(cudaSetDevice(0), "choosing the first GPU");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, 0), "reading the device's properties");
-  require(10 * properties.major + properties.minor >= kOldestChip,
-          "backend: {} is an sm_{}{}; cuda needs sm_89 (Ada) or later, the first with FP8; choose backend = "
-          "\"cpu\"",
-          properties.name, properties.major, properties.minor);
-  return std::make_unique<CudaRuntime>(properties, driver);
+  require_chip(properties.name, properties.major, properties.minor);
+  return std::make_unique<CudaRuntime>(properties, search.driver_serves);
 }
 
 }  // namespace quaver::cuda

@@ -1,0 +1,102 @@
+/// Work on its way to the device: started at once, or, inside `run`, first written to a list. A list ends after some
+/// works and the next begins, so that the device has something to do while the host writes on.
+///
+/// A list whose every kernel, shape and argument equals those of an earlier one is the same work: the device
+/// then repeats what it recorded (a CUDA graph) with one call instead of hundreds. So a recording is a cache of
+/// lists, and nobody has to know when a step differs from the last: it is simply another list.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "ops/cuda/stream.h"
+#include "quaver/backend.h"
+
+namespace quaver::cuda {
+
+/// One thing to start: a kernel, a copy, a product.
+struct Work {
+  const char* name;
+  std::function<void()> start;
+};
+
+/// Work that the device repeats with one call.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  virtual void replay() = 0;
+};
+
+/// A recording, or why there is none.
+struct Recorded {
+  std::unique_ptr<Recording> recording;
+  std::string why_not;
+};
+
+class WorkQueue {
+ public:
+  using Recorder = std::function<Recorded(const std::vector<Work>&)>;
+  static constexpr std::size_t kListed = 64;
+  /// `listed`: the works of a list.
+  WorkQueue(DeviceStream stream, Recorder recorder, std::size_t listed = kListed)
+      : stream_(stream), record_(std::move(recorder)), listed_(listed) {}
+
+  DeviceStream device_stream() const { return stream_; }
+  bool is_listing() const { return listing_; }
+
+  /// Starts it now, or lists it with the values that it depends on. Values with padding should be avoided: they
+  /// compare by their bytes, and a list that looks new is not replayed.
+  template <typename... Values>
+  void add(const char* name, std::function<void()> start, const Values&... values) {
+    if (!listing_) return start();
+    (append(values), ...);
+    list_.push_back({name, std::move(start)});
+    if (list_.size() == listed_) end_list();
+  }
+
+  /// Starts what is listed; until the current `run` ends everything starts at once. For work that cannot wait.
+  void stop_listing(const std::string& reason);
+
+  /// See Backend::run_repeated.
+  void run(const std::function<void()>& work);
+  const RepeatUse& use() const { return use_; }
+
+ private:
+  using Bytes = std::vector<std::byte>;
+  struct Known {
+    std::uint64_t hash = 0;
+    Bytes key;
+    Recorded recorded;
+  };
+  static constexpr std::size_t kMostRecordings = 256, kMostSeen = 4096;
+
+  template <typename T>
+  void append(const T& value) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const std::size_t at = key_.size();
+    key_.resize(at + sizeof value);
+    std::memcpy(key_.data() + at, &value, sizeof value);
+  }
+  void start_list();
+  void end_list();
+  void start_or_replay();
+  bool was_seen(std::uint64_t hash);
+
+  DeviceStream stream_;
+  Recorder record_;
+  std::size_t listed_;
+  bool running_ = false, listing_ = false;
+  Bytes key_;
+  std::vector<Work> list_;
+  std::deque<Known> known_;         // the newest first
+  std::deque<std::uint64_t> seen_;  // hashes of lists that were started once
+  RepeatUse use_;
+};
+
+}  // namespace quaver::cuda
