@@ -313,6 +313,41 @@ TEST_F(ProgramTest, ASignalAsksForASave) {
   EXPECT_NE(result.err.find("| saved ", first + 1), std::string::npos) << result.err;
 }
 
+TEST_F(ProgramTest, BenchCrossoverHasARowForEveryCase) {
+  const std::string config = std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml";
+  const ProgramResult result =
+      run_program({"bench", "crossover", config, "--set", "threads=1", "--micro-batch", "1", "2", "--context",
+                   "16", "32", "--steps", "1", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json rows = json::parse(result.out);
+  ASSERT_EQ(rows.size(), 4u);
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(rows[i].at("model"), "micro");
+    EXPECT_EQ(rows[i].at("context"), i < 2 ? 16 : 32);
+    EXPECT_EQ(rows[i].at("micro_batch"), i % 2 ? 2 : 1);
+    EXPECT_GT(rows[i].at("fp8_over_bf16"), 0);
+    EXPECT_GT(rows[i].at("arena_peak_bytes"), 0);
+  }
+}
+
+TEST_F(ProgramTest, BenchGemmTimesTheProductsOfEveryShape) {
+  const std::string config = std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml";
+  const ProgramResult result = run_program({"bench", "gemm", config, "--backend", "cpu", "--micro-batch", "1",
+                                            "--context", "16", "--square", "32", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json rows = json::parse(result.out);
+  ASSERT_GE(rows.size(), 2u);
+  EXPECT_EQ(rows.back().at("linear"), "square");
+  for (const json& row : rows) {
+    for (const char* product : {"fprop", "dgrad", "wgrad"}) {
+      const json& times = row.at(product);
+      EXPECT_GT(times.at("fp8_ms"), 0);
+      EXPECT_GT(times.at("bf16_flops"), 0);
+    }
+    EXPECT_GT(row.at("with_casts").at("fp8_ms"), row.at("fprop").at("fp8_ms"));
+  }
+}
+
 TEST_F(ProgramTest, BenchStepComparesFp8WithBf16) {
   const std::string config = std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml";
   const ProgramResult result = run_program(
