@@ -293,7 +293,7 @@ TEST(Overrides, Errors) {
             "command line: train.lrr=1: unknown key; did you mean train.lr?");
   EXPECT_EQ(override_refusal("lr=1"), "command line: lr=1: unknown key; did you mean train.lr?");
   EXPECT_EQ(override_refusal("train=1"),
-            "command line: train=1: unknown key; known keys: precision, backend, threads");
+            "command line: train=1: unknown key; known keys: precision, backend, threads, resume");
   EXPECT_EQ(override_refusal("train.lr"), "command line: train.lr: expected section.key=value");
   EXPECT_EQ(override_refusal("=1"), "command line: =1: expected section.key=value");
   EXPECT_EQ(override_refusal(""), "command line: : expected section.key=value");
