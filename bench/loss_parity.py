@@ -1,11 +1,11 @@
 """Trains one configuration in several precisions and gate forms over several seeds, and reports the losses.
 
 usage: loss_parity.py --quaver PROGRAM --config RUN.toml --data PATH --out FOLDER [--seeds 1 2 3] [--jobs 2]
-                      [--only precision|gate] [--eval-batches 600] [--set key=value ...]
+                      [--precisions fp32 bf16 fp8] [--gates none headwise elementwise] [--eval-batches 600] [--set key=value ...]
 
 Each run is `quaver train` with the overrides of its variant, one thread a run (results do not depend on the number of threads),
 --jobs of them side by side. Finished runs in --out are kept and unfinished ones go on, so the script can be stopped and started
-again. All variants of one seed see the same data in the same order. The final loss is `quaver eval` on --eval-batches batches,
+again; `--gates` without a value leaves the gates out. All variants of one seed see the same data in the same order. The final loss is `quaver eval` on --eval-batches batches,
 spread over the validation text. The text is made of --data by distinct_text.py and stays in --out.
 Writes table.md, parity.svg and gate.svg to --out; the figures need matplotlib (bench/requirements.txt).
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 from distinct_text import write_distinct
 from training_runs import Run, in_parallel, percent_and_error, pyplot, save_figure, smooth, train
 
-PRECISIONS = {name.upper(): {"precision": name, "model.gate": "elementwise"} for name in ("fp32", "bf16", "fp8")}
+PRECISIONS = {name: {"precision": name, "model.gate": "elementwise"} for name in ("fp32", "bf16", "fp8")}
 GATES = {gate: {"precision": "fp8", "model.gate": gate} for gate in ("none", "headwise", "elementwise")}
-PARTS = {"precision": (PRECISIONS, "BF16"), "gate": (GATES, "none")}
+# One round after the other, each seed by seed: what there is when the script is stopped can be compared.
+ROUNDS = [[PRECISIONS["bf16"], PRECISIONS["fp8"]], [PRECISIONS["fp32"]], [GATES["none"], GATES["headwise"]]]
 
 # A rate that falls to nearly nothing: what is compared is where the runs arrive, not where the last steps threw them.
 OVERRIDES = {"data.val_fraction": 0.1, "train.min_lr_ratio": 0.01}
@@ -100,7 +101,8 @@ def parse_arguments():
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--precisions", choices=PRECISIONS, nargs="*", default=list(PRECISIONS))
+    parser.add_argument("--gates", choices=GATES, nargs="*", default=list(GATES))
     parser.add_argument("--eval-batches", type=int, default=600)
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="more keys of the run file")
     return parser.parse_args()
@@ -110,19 +112,22 @@ def main():
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     study = Study(arguments, dict(item.split("=", 1) for item in arguments.overrides))
-    # Seed by seed, the pair that is compared first: what there is when the script is stopped is of use.
-    order = [PRECISIONS["BF16"], PRECISIONS["FP8"], PRECISIONS["FP32"]] if "precision" in arguments.only else []
-    order += [GATES[gate] for gate in ("elementwise", "none", "headwise")] if "gate" in arguments.only else []
-    ranked = [(rank // 2, seed, rank) for rank in range(len(order)) for seed in arguments.seeds]
-    runs = {run.folder: run for _, seed, rank in sorted(ranked) for run in [study.run(order[rank], seed)]}
-    in_parallel(arguments.jobs, study.finish, runs.values())
+    parts = {
+        "parity": ({name: PRECISIONS[name] for name in PRECISIONS if name in arguments.precisions}, "bf16"),
+        "gate": ({name: GATES[name] for name in GATES if name in arguments.gates}, "none"),
+    }
+    parts = {name: (variants, baseline) for name, (variants, baseline) in parts.items() if baseline in variants}
+    wanted = [settings for variants, _ in parts.values() for settings in variants.values()]
+    rounds = [[settings for settings in candidates if settings in wanted] for candidates in ROUNDS]
+    runs = [study.run(settings, seed) for chosen in rounds for seed in arguments.seeds for settings in chosen]
+    in_parallel(arguments.jobs, study.finish, runs)
     tables = []
-    for part in arguments.only:
-        variants, baseline = PARTS[part]
+    for name, (variants, baseline) in parts.items():
         tables.append(study.table(variants, baseline))
-        study.plot(variants, arguments.out / f"{'parity' if part == 'precision' else part}.svg", part)
-    saturated, underflowed = study.casts(PRECISIONS["FP8"])
-    tables.append(f"FP8: {saturated:.5%} of the cast elements saturated, {underflowed:.3%} were rounded to zero")
+        study.plot(variants, arguments.out / f"{name}.svg", ", ".join(variants))
+    if PRECISIONS["fp8"] in wanted:
+        saturated, underflowed = study.casts(PRECISIONS["fp8"])
+        tables.append(f"FP8: {saturated:.5%} of the cast elements saturated, {underflowed:.3%} were rounded to zero")
     (arguments.out / "table.md").write_text("\n\n".join(tables) + "\n")
     print("\n\n".join(tables))
 
