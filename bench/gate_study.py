@@ -120,7 +120,15 @@ class Variant:
         return all(loss <= STABLE * self.loss(self.best_rate()) for loss in self.losses(rate).values())
 
     def highest_stable_rate(self):
-        return max((rate for rate in self.rates() if self.is_stable(rate)), key=float)
+        """Up to which, from the best rate on, every rate is stable."""
+        highest = self.best_rate()
+        for rate in sorted(self.rates(), key=float):
+            if float(rate) <= float(highest):
+                continue
+            if not self.is_stable(rate):
+                break
+            highest = rate
+        return highest
 
     def probes(self, rate):
         return [self.study.probe(run) for run in self.runs[rate].values() if not run.diverged]
