@@ -28,7 +28,15 @@ class Context {
   const std::optional<Recipe>& recipe() const;
   bool gradients_enabled() const { return no_gradient_scopes_ == 0; }
 
-  /// Called by a module that cast into `slot` in its forward (backward) pass: registers the slot for the next
+  /// Seed and position of the random numbers that recipes cast with. Equal ones give equal bits, so a training
+  /// loop sets a position for every micro-batch; at first 0, 0.
+  void set_noise(std::uint64_t seed, std::uint64_t position) {
+    noise_seed_ = seed, noise_position_ = position;
+  }
+  std::uint64_t noise_seed() const { return noise_seed_; }
+  std::uint64_t noise_position() const { return noise_position_; }
+
+  /// Called under DelayedScaling by a module that cast into `slot` in its forward (backward) pass: registers the slot for the next
   /// update, once.
   void register_forward(const std::shared_ptr<ScalingSlot>& slot, const Recipe& recipe);
   void register_backward(const std::shared_ptr<ScalingSlot>& slot, const Recipe& recipe);
@@ -50,6 +58,7 @@ class Context {
   std::vector<std::optional<Recipe>> scopes_;
   int no_gradient_scopes_ = 0;
   bool in_backward_pass_ = false;
+  std::uint64_t noise_seed_ = 0, noise_position_ = 0;
   std::vector<Registered> forward_, backward_;
 };
 

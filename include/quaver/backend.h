@@ -32,22 +32,22 @@
 
 namespace quaver {
 
-/// The three GEMMs of a Linear y[M,N] = x[M,K] w[N,K]^T.
-enum class Gemm {
-  fprop,  ///< a = x[M,K],  b = w[N,K]  ->  out[M,N] = a b^T       contraction K
-  dgrad,  ///< a = dy[M,N], b = w[N,K]  ->  out[M,K] = a b         contraction N
-  wgrad,  ///< a = dy[M,N], b = x[M,K]  ->  out[N,K] = a^T b       contraction M
-};
-std::string_view name_of(Gemm kind);
-
-/// A GEMM operand: a real matrix, or FP8 bytes with their scale_inv.
+/// A GEMM operand: a real matrix, or a quantised one with its scales.
 struct GemmOperand {
   GemmOperand() = default;
   GemmOperand(Tensor real) : values(std::move(real)) {}  // NOLINT(google-explicit-constructor)
   GemmOperand(QuantizedTensor q)                         // NOLINT(google-explicit-constructor)
-      : values(std::move(q.bytes)), transposed(std::move(q.transposed)), scale_inv(std::move(q.scale_inv)) {}
+      : values(std::move(q.bytes)),
+        transposed(std::move(q.transposed)),
+        scale_inv(std::move(q.scale_inv)),
+        blocks(std::move(q.blocks)),
+        e2m1_cols(q.e2m1_cols) {}
   Tensor values, transposed, scale_inv;
-  DType dtype() const { return values.dtype(); }
+  BlockScales blocks;
+  std::int64_t e2m1_cols = 0;
+  DType dtype() const { return e2m1_cols > 0 ? DType::e2m1 : values.dtype(); }
+  std::int64_t rows() const { return values.rows(); }
+  std::int64_t cols() const { return e2m1_cols > 0 ? e2m1_cols : values.cols(); }
 };
 
 /// What `transform_heads` does to every head of q or k.
@@ -136,6 +136,24 @@ class Backend : public ScaleUpdater {
   /// Casts a real matrix [M,N]: output.quantized (and output.values, if wanted, a copy of x).
   virtual void cast(const Tensor& x, const Output& output) = 0;
 
+  // ---- recipes other than delayed scaling (recipe.h) ----
+
+  /// Whether `quantize` makes blocks, and GEMMs take them, and one operand quantised beside one that is not.
+  virtual bool has_block_scaling() const { return false; }
+  /// Casts a real matrix [M,N], of `out` allocated by allocate_quantized:
+  ///   x' = hadamard x, if the cast has it: rows 16 i .. 16 i + 15 become D_4 D_3 D_2 D_1 S of themselves in FP32, S the
+  ///        signs, D_j the sums and differences of rows 2^(j-1) apart; then times 1/4
+  ///   T = rule.tensor_scale(max |x'|), scale_inv = 1 / T, or T = 1
+  ///   b = rule.block_scale_inv(max over the block of |x'|, T) as stored; NaN if the type has no NaN and the block has one
+  ///   m = T / b (0 if b is 0; T without blocks), code = encode(x' * m), both in FP32
+  /// counters (i64[kCastCounters], may be absent) as Quantizer says, of x' and x' * m. Throws Error(usage) where the
+  /// backend does not make blocks.
+  virtual void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise,
+                        const Tensor& counters, const QuantizedTensor& out);
+  /// values[m,n] = decode(code) * the block's scale_inv, in FP32, rounded to bf16: what a GEMM multiplies. The scale of the
+  /// tensor is not applied. values: bf16 [M,N]. Throws Error(usage) where the backend does not make blocks.
+  virtual void dequantize(const QuantizedTensor& q, const Tensor& values);
+
   // ---- matrix products ----
 
   /// out (+)= (scale_inv_a * scale_inv_b) * product + bias. The sum of one element runs over the contraction
@@ -143,7 +161,9 @@ class Backend : public ScaleUpdater {
   /// old out,) each rounded to FP32, and one rounding to out's type. Real operands have no scale (s is not
   /// applied). BF16 products flush denormals: an operand or a partial sum that is an FP32 denormal counts as
   /// zero of its sign, and an odd contraction ends with a product of zeros. FP8 products are never denormal.
-  /// Operands: both f32; both bf16; or both FP8, not both e5m2. out: real, of any type. bias: f32[N] or
+  /// Operands: both f32; both bf16; or both FP8, not both e5m2. If `has_block_scaling`, also any quantised one beside a bf16 or
+  /// quantised one, of which one has blocks: the product is that of bf16 operands, `dequantize`d, and s is the product of
+  /// the scale_inv that there are (not applied if there is none). out: real, of any type. bias: f32[N] or
   /// absent, fprop only.
   virtual void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                     bool accumulate, const Tensor& out) = 0;

@@ -4,6 +4,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "quaver/autocast.h"
@@ -13,16 +14,22 @@
 
 namespace quaver {
 
-/// The types in which one of a Linear's GEMMs last ran, and how often it ran in FP8 and otherwise.
+struct GemmOperand;
+
+/// The types in which one of a Linear's GEMMs last ran, and how often it ran as its policy says: with quantised operands
+/// (FP8, or FP4 under NVFP4), and otherwise.
 struct GemmRecord {
   DType a = DType::f32, b = DType::f32, out = DType::f32;
   std::int64_t fp8_runs = 0, other_runs = 0;
+  std::string recipe = {};  ///< of the last run; empty in high precision
 };
 
-/// FP8 state of one Linear. A slot exists once the module ran under a recipe (or its state was loaded).
+/// FP8 state of one Linear. A slot exists once the module ran under a recipe (or its state was loaded). Recipes other than
+/// delayed scaling use its counters alone.
 struct Fp8State {
   std::shared_ptr<ScalingSlot> input, weight, grad_output;
-  std::optional<Recipe> recipe;     ///< of the last FP8 forward
+  std::optional<Recipe>
+      recipe;  ///< of the last forward with one: DelayedScaling if any of its GEMMs follows that
   std::array<GemmRecord, 3> gemms;  ///< fprop, dgrad, wgrad
   bool owns_input = true;           ///< false: `input` belongs to the sibling that reads the same tensor
 };
@@ -42,11 +49,14 @@ class Linear : public Module {
   /// GEMM reads it.
   struct Saved;
 
-  /// Which of its GEMMs run in FP8 inside an enabled scope; at first all. Operands are cast only for the GEMMs that
+  /// Which of its GEMMs follow a recipe inside an enabled scope, and which; at first all follow the scope's. DelayedScaling
+  /// recipes of one module must be equal: they share its slots. Operands are cast only for the GEMMs that
   /// read them in FP8, and kept in high precision only for those that do not. Set it between a backward and the
   /// next forward, for modules that share an input all at once.
   void set_policy(const GemmPolicies& policy) { *policy_ = policy; }
   const GemmPolicies& policy() const { return *policy_; }
+  /// Tells this module's random numbers from those of others (CastNoise); at first 0. A hash of its name will do.
+  void set_noise_stream(std::uint64_t stream) { noise_stream_ = stream; }
   /// How many modules read one and the same input: this one, and those that share with it.
   std::int64_t input_readers() const { return static_cast<std::int64_t>(input_readers_->size()); }
 
@@ -95,17 +105,34 @@ class Linear : public Module {
     DType dtype = DType::f32;
     bool staged = false;  ///< its amax was staged: a copy made by evaluation does not serve training
   };
-  /// The forms in which an operand is read.
+  /// The forms in which an operand is wanted from its producer: by delayed scaling's quantizer, and in high precision (from
+  /// which other recipes cast).
   struct Forms {
     bool fp8 = false, real = false;
     void add(bool in_fp8) { (in_fp8 ? fp8 : real) = true; }
   };
-  /// Which GEMMs run in FP8 now: those of the policy in an enabled scope, none elsewhere.
-  std::array<bool, 3> gemms_in_fp8(const Context& context) const;
+  using Recipes = std::array<std::optional<Recipe>, 3>;  // of fprop, dgrad, wgrad
+  /// The recipe that each GEMM follows now.
+  static Recipes recipes_of(const Context& context, const GemmPolicies& policy);
+  Recipes recipes_of(const Context& context) const { return recipes_of(context, *policy_); }
   Forms input_forms(const Context& context) const;
+  Forms gradient_forms(const Recipes& recipes) const;
+  /// The DelayedScaling of those readers of the input that follow one; there is one.
+  const DelayedScaling& input_recipe(const Context& context) const;
+  /// How a GEMM reads an operand.
+  struct Reading;
+  Reading reading_of(const Recipes& recipes, OperandRole role, Gemm gemm) const;
+  QuantizedTensor quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
+                           Gemm gemm);
+  /// The operand as `reading` says, from what the producer wrote.
+  GemmOperand read(Context& context, const Output& operand, const Reading& reading, OperandRole role,
+                   Gemm gemm);
+  GemmOperand read_weight(Context& context, const Reading& reading, Gemm gemm);
+  void record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, const GemmOperand& b,
+              const Tensor& out);
   const QuantizedTensor& fp8_weight(Context& context);
   const Tensor& real_weight(Context& context);
-  void drop_unread_weights(const Forms& read);
+  void drop_unread_weights(const Reading& fprop, const Reading& dgrad);
   Tensor full_bias();
 
   Backend& backend_;
@@ -120,6 +147,8 @@ class Linear : public Module {
   Fp8State fp8_;
   WeightCopy<QuantizedTensor> fp8_weight_;
   WeightCopy<Tensor> real_weight_;
+  CastCache cast_weights_;  ///< of recipes other than delayed scaling, at cast_weights_version_
+  std::uint64_t cast_weights_version_ = 0, noise_stream_ = 0;
   Tensor full_bias_;
   std::uint64_t full_bias_version_ = 0;
   std::int64_t weight_casts_ = 0;
@@ -127,15 +156,12 @@ class Linear : public Module {
 
 struct Linear::Saved {
   std::int64_t rows = 0;
-  std::array<bool, 3> in_fp8{};  ///< which GEMMs run in FP8, as it was in forward
-  Tensor x;                      ///< for a wgrad in high precision
-  QuantizedTensor x_fp8;         ///< for a wgrad in FP8
-  Tensor w;                      ///< for a dgrad in high precision
-  QuantizedTensor w_fp8;         ///< for a dgrad in FP8
-  std::optional<Recipe> recipe;  ///< of the scope, if any GEMM follows it
-
-  bool reads_fp8_gradient() const { return in_fp8[1] || in_fp8[2]; }
-  bool reads_real_gradient() const { return !in_fp8[1] || !in_fp8[2]; }
+  std::array<bool, 3> in_fp8{};  ///< which GEMMs follow a recipe, as it was in forward
+  Tensor x;                      ///< for a wgrad that reads it in high precision
+  QuantizedTensor x_fp8;         ///< for a wgrad that reads it quantised
+  Tensor w;                      ///< for a dgrad that reads it in high precision
+  QuantizedTensor w_fp8;         ///< for a dgrad that reads it quantised
+  Recipes recipes;               ///< of fprop, dgrad and wgrad
 };
 
 }  // namespace quaver

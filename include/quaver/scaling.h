@@ -5,6 +5,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "quaver/recipe.h"
 #include "quaver/tensor.h"
@@ -28,13 +30,52 @@ struct ScalingSlot {
   Tensor counters;      ///< i64[kCastCounters], running totals since the owner last reset them
 };
 
-/// A tensor cast to FP8: bytes, and the scale_inv they were cast with. A GEMM dequantises with this
-/// scale_inv, never a newer one.
+/// Scales of blocks of a matrix.
+struct BlockScales {
+  Tensor scale_inv;                 ///< f32, e8m0 or e4m3 [ceil(M / rows), ceil(N / cols)]; absent: no blocks
+  std::int64_t rows = 0, cols = 0;  ///< of one block
+};
+
+/// A matrix [M,N] cast under a recipe: its bytes, and what they were cast with. A GEMM dequantises with these scales, never
+/// newer ones.
 struct QuantizedTensor {
-  Tensor bytes;       ///< e4m3 or e5m2, row-major
+  Tensor
+      bytes;  ///< e4m3 or e5m2, row-major; e2m1: u8 [M, ceil(N / 2)], the even column in the low half of a byte
   Tensor transposed;  ///< the same bytes transposed, where the backend's GEMM needs them; absent elsewhere
-  Tensor scale_inv;   ///< f32[1] = 1 / scale, correctly rounded (it may be an FP32 subnormal)
+  /// f32[1] = 1 / scale of the tensor, correctly rounded (it may be an FP32 subnormal); absent: none
+  Tensor scale_inv;
+  BlockScales blocks = {};     ///< absent: one scale per tensor
+  std::int64_t e2m1_cols = 0;  ///< N if the elements are e2m1
   bool defined() const { return bytes.defined(); }
+};
+
+/// Random numbers of a cast: element (m, n) of [M,N], i = m N + n, takes the upper 24 bits of word i % 4 of Philox at counter
+/// (i / 4, stream), key `seed`. The signs of the Hadamard matrix depend on `seed` alone, so that both operands of a GEMM agree.
+struct CastNoise {
+  std::uint64_t seed = 0, stream = 0;
+};
+
+/// The sizes that `Backend::quantize` writes, uninitialised.
+class Backend;
+QuantizedTensor allocate_quantized(Backend& backend, const OperandCast& cast, std::int64_t rows,
+                                   std::int64_t cols);
+
+/// Casts of one tensor, made when first asked for and shared by all modules that read it.
+class CastCache {
+ public:
+  /// The cast, or null when it was not made yet.
+  const QuantizedTensor* find(const OperandCast& cast) const {
+    for (const auto& [known, quantized] : casts_) {
+      if (known == cast) return &quantized;
+    }
+    return nullptr;
+  }
+  void add(const OperandCast& cast, QuantizedTensor quantized) {
+    casts_.emplace_back(cast, std::move(quantized));
+  }
+
+ private:
+  std::vector<std::pair<OperandCast, QuantizedTensor>> casts_;
 };
 
 /// How to cast: handed to whatever produces a tensor, so that the producer writes FP8 directly.
@@ -52,6 +93,8 @@ struct Output {
   Tensor values;              ///< bf16 or f32; absent when nobody reads high precision
   QuantizedTensor quantized;  ///< absent when nobody reads FP8
   Quantizer quantizer;        ///< how `quantized` is cast
+  /// What recipes other than delayed scaling make of `values` afterwards; producers leave it alone. May be null.
+  std::shared_ptr<CastCache> casts = nullptr;
 };
 
 /// One slot's update: the arguments of the rule at `ScaleUpdater`.
@@ -60,6 +103,7 @@ struct ScaleUpdate {
   float fp8_max;
   int margin;
   AmaxCompute algo;
+  std::shared_ptr<const AmaxFunction> function = nullptr;  ///< of AmaxCompute::custom
 };
 
 /// Whoever can run scale updates where the slots live (a Backend). The rule, per slot, with history length L:
@@ -68,7 +112,7 @@ struct ScaleUpdate {
 ///   if last == 0: leave the slot as it is              nothing was cast: no roll
 ///   window = amax_history[1..L-1] followed by last
 ///   amax_history <- window with its first entry (the oldest) replaced by 0      (L = 1: [0])
-///   amax = max(window), NaN entries never winning, for `max`; last for `most_recent`
+///   amax = max(window), NaN entries never winning, for `max`; last for `most_recent`; function(window) for `custom`
 ///   scale <- fp8_max * 2^-margin / amax   if amax is finite and > 0, else unchanged;  an infinite scale <-
 ///   FLT_MAX
 ///

@@ -13,14 +13,20 @@
 namespace quaver {
 
 /// Element types. `e4m3` (the finite variant) and `e5m2` are the FP8 formats of the OCP 8-bit floating point
-/// specification.
-enum class DType : std::uint8_t { f32, bf16, e4m3, e5m2, i32, i64, u8 };
+/// specification; `e2m1` and `e8m0` (powers of two, for scales) those of the OCP microscaling specification. Tensors of
+/// e2m1 do not exist: two such numbers share a byte of a u8 tensor (QuantizedTensor in scaling.h).
+enum class DType : std::uint8_t { f32, bf16, e4m3, e5m2, i32, i64, u8, e2m1, e8m0 };
 
+/// Bytes of an element. Throws for e2m1.
 std::size_t size_of(DType dtype);
 /// "f32", "bf16", "e4m3", ...
 std::string_view name_of(DType dtype);
 inline bool is_fp8(DType dtype) {
   return dtype == DType::e4m3 || dtype == DType::e5m2;
+}
+/// Types of GEMM operands that a recipe made: FP8 or FP4.
+inline bool is_quantized(DType dtype) {
+  return is_fp8(dtype) || dtype == DType::e2m1;
 }
 
 /// The upper half of an FP32 number. Conversion from FP32 rounds to nearest, ties to even, keeps denormals,

@@ -21,10 +21,13 @@ void print_linear(const LinearState& state) {
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
     const GemmRecord& gemm = state.gemms[i];
     const GemmPolicy& policy = state.policy[i];
-    fmt::print("  {:<11}  {:<20}  {} times in FP8, {} not{}\n", kGemmNames[i], types_of(gemm), gemm.fp8_runs,
-               gemm.other_runs, policy.fp8 ? "" : ": " + policy.why_not);
+    fmt::print("  {:<11}  {:<20}  {} times in FP8, {} not{}{}\n", kGemmNames[i], types_of(gemm),
+               gemm.fp8_runs, gemm.other_runs, policy.fp8 ? "" : ": " + policy.why_not,
+               state.recipe && !gemm.recipe.empty() && gemm.recipe != describe(*state.recipe)
+                   ? ", " + gemm.recipe
+                   : "");
   }
-  if (!state.recipe) return;
+  if (!state.recipe || !is_delayed(*state.recipe)) return;
   for (const auto& [name, member] : kSlots) {
     if (const auto& slot = state.*member) {
       fmt::print("  {:<11}  scale {:.6g}  last amax {:.6g}\n", name, slot->scale, slot->amax_history.back());
@@ -39,8 +42,10 @@ ordered_json to_json(const LinearState& state) {
   if (state.recipe) json["recipe"] = describe(*state.recipe);
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
     const GemmRecord& gemm = state.gemms[i];
-    json[kGemmNames[i]] = {
-        {"types", types_of(gemm)}, {"fp8_runs", gemm.fp8_runs}, {"other_runs", gemm.other_runs}};
+    json[kGemmNames[i]] = {{"types", types_of(gemm)},
+                           {"recipe", gemm.recipe},
+                           {"fp8_runs", gemm.fp8_runs},
+                           {"other_runs", gemm.other_runs}};
     if (!state.policy[i].fp8) json[kGemmNames[i]]["why_not_fp8"] = state.policy[i].why_not;
   }
   if (!state.recipe) return json;

@@ -43,8 +43,9 @@ void Context::update(std::vector<Registered>& list, bool gradients) {
   updates.reserve(list.size());
   for (const auto& [slot, recipe] : list) {
     const auto& delayed = std::get<DelayedScaling>(recipe);
-    const DType format = gradients ? gradient_dtype(recipe) : forward_dtype(recipe);
-    updates.push_back({*slot, fp8_max(format), delayed.margin, delayed.amax_compute_algo});
+    const DType format = gradients ? gradient_dtype(delayed) : forward_dtype(delayed);
+    updates.push_back(
+        {*slot, fp8_max(format), delayed.margin, delayed.amax_compute_algo, delayed.amax_function});
   }
   list.clear();
   if (!updates.empty()) updater_.update_scales(updates);

@@ -1,13 +1,15 @@
 #include "quaver/linear.h"
 
+#include <algorithm>
+
 #include "base/check.h"
+#include "base/random.h"
 #include "quaver/backend.h"
 
 namespace quaver {
 namespace {
 
-constexpr auto kFprop = static_cast<std::size_t>(Gemm::fprop), kDgrad = static_cast<std::size_t>(Gemm::dgrad),
-               kWgrad = static_cast<std::size_t>(Gemm::wgrad);
+constexpr auto kFprop = static_cast<std::size_t>(Gemm::fprop), kWgrad = static_cast<std::size_t>(Gemm::wgrad);
 
 std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length) {
   auto slot = std::make_shared<ScalingSlot>();
@@ -37,15 +39,9 @@ QuantizedTensor allocate_quantized(Backend& backend, DType format, std::int64_t 
   return q;
 }
 
-GemmOperand operand(bool in_fp8, const QuantizedTensor& quantized, const Tensor& real) {
-  return in_fp8 ? GemmOperand(quantized) : GemmOperand(real);
-}
-
-void require_form(bool fp8, bool real, const Output& operand, const char* name, const char* who) {
-  require(!fp8 || operand.quantized.defined(), "linear: {} reads its {} in fp8, which was not produced", who,
-          name);
-  require(!real || operand.values.defined(),
-          "linear: {} reads its {} in high precision, which was not produced", who, name);
+/// What backward kept of an operand.
+GemmOperand kept(const QuantizedTensor& quantized, const Tensor& real) {
+  return quantized.defined() ? GemmOperand(quantized) : GemmOperand(real);
 }
 
 void require_shape(const Output& operand, std::int64_t rows, std::int64_t cols, const char* name) {
@@ -57,14 +53,39 @@ void require_shape(const Output& operand, std::int64_t rows, std::int64_t cols, 
   }
 }
 
-void record(GemmRecord& gemm, const GemmOperand& a, const GemmOperand& b, const Tensor& out) {
-  gemm.a = a.dtype();
-  gemm.b = b.dtype();
-  gemm.out = out.dtype();
-  ++(is_fp8(gemm.a) && is_fp8(gemm.b) ? gemm.fp8_runs : gemm.other_runs);
+void keep(GemmOperand operand, QuantizedTensor& quantized, Tensor& real) {
+  if (is_quantized(operand.dtype())) {
+    quantized = {operand.values, operand.transposed, operand.scale_inv, operand.blocks, operand.e2m1_cols};
+  } else {
+    real = operand.values;
+  }
+}
+
+bool contains_delayed(const std::array<std::optional<Recipe>, 3>& recipes) {
+  return std::any_of(recipes.begin(), recipes.end(),
+                     [](const auto& recipe) { return recipe && is_delayed(*recipe); });
+}
+
+/// The recipe that decides about the slots: DelayedScaling if there is one. Nothing in high precision.
+std::optional<Recipe> slot_recipe(const std::array<std::optional<Recipe>, 3>& recipes) {
+  std::optional<Recipe> found;
+  for (const auto& recipe : recipes) {
+    if (!recipe) continue;
+    require(
+        !found || !is_delayed(*found) || !is_delayed(*recipe) || *found == *recipe,
+        "linear: one module under two recipes of delayed scaling, {} and {}: its GEMMs share their scales",
+        describe(*found), describe(*recipe));
+    if (!found || is_delayed(*recipe)) found = recipe;
+  }
+  return found;
 }
 
 }  // namespace
+
+struct Linear::Reading {
+  enum class Kind { real, delayed, cast } kind = Kind::real;
+  OperandCast cast = {};  ///< of Kind::cast
+};
 
 Linear::Linear(Backend& backend, const Options& options, std::shared_ptr<Parameter> weight)
     : backend_(backend),
@@ -93,55 +114,91 @@ void Linear::share_input_of(Linear& leader) {
   input_readers_ = leader.input_readers_;
 }
 
-std::array<bool, 3> Linear::gemms_in_fp8(const Context& context) const {
-  std::array<bool, 3> fp8{};
-  for (std::size_t i = 0; i < fp8.size(); ++i) fp8[i] = context.recipe() && (*policy_)[i].fp8;
-  return fp8;
+Linear::Recipes Linear::recipes_of(const Context& context, const GemmPolicies& policy) {
+  Recipes recipes;
+  for (std::size_t i = 0; i < recipes.size(); ++i) {
+    if (context.recipe() && policy[i].fp8)
+      recipes[i] = policy[i].recipe ? policy[i].recipe : context.recipe();
+  }
+  return recipes;
+}
+
+Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gemm gemm) const {
+  const auto index = static_cast<std::size_t>(gemm);
+  const std::optional<Recipe>& recipe = recipes[index];
+  if (!recipe) return {};
+  if ((*policy_)[index].real_operands[static_cast<std::size_t>(role)]) {
+    require(backend_.has_block_scaling(),
+            "linear: the backend {} multiplies no BF16 operand by a quantised one, as {} of {} asks. Hint: "
+            "without `operand`, the whole product stays in BF16",
+            backend_.name(), name_of(role), name_of(gemm));
+    return {};
+  }
+  if (is_delayed(*recipe)) return {Reading::Kind::delayed};
+  Reading reading{Reading::Kind::cast, cast_of(*recipe, role, gemm)};
+  require(!reading.cast.scales_blocks() || backend_.has_block_scaling(),
+          "linear: the backend {} does not run the recipe {}, whose scales belong to blocks. Hint: recipe = "
+          "\"delayed\" or \"current\", or the backend cpu",
+          backend_.name(), describe(*recipe));
+  return reading;
 }
 
 Linear::Forms Linear::input_forms(const Context& context) const {
   Forms forms;
   for (const auto& reader : *input_readers_) {
-    forms.add(context.recipe() && (*reader)[kFprop].fp8);
-    if (context.gradients_enabled()) forms.add(context.recipe() && (*reader)[kWgrad].fp8);
+    const Recipes recipes = recipes_of(context, *reader);
+    for (const std::size_t gemm : {kFprop, kWgrad}) {
+      if (gemm == kWgrad && !context.gradients_enabled()) continue;
+      const bool real = (*reader)[gemm].real_operands[static_cast<std::size_t>(OperandRole::input)];
+      forms.add(recipes[gemm] && is_delayed(*recipes[gemm]) && !real);
+    }
   }
   return forms;
 }
 
 void Linear::prepare_fp8(const Recipe& recipe) {
-  const int length = std::get<DelayedScaling>(recipe).amax_history_len;
+  const auto* const delayed = std::get_if<DelayedScaling>(&recipe);
+  const int length = delayed ? delayed->amax_history_len : 1;
   require(length >= 1, "linear: expected an amax_history_len of at least 1, found {}", length);
   const auto prepare = [&](std::shared_ptr<ScalingSlot>& slot) {
-    if (!slot || slot->amax_history.elements() != length) slot = make_slot(backend_, length);
+    if (!slot || (delayed && slot->amax_history.elements() != length)) slot = make_slot(backend_, length);
   };
-  if (input_leader_) {
-    input_leader_->prepare_fp8(recipe);
-    fp8_.input = input_leader_->fp8_.input;
-  } else {
-    prepare(fp8_.input);
-  }
+  prepare(input_leader_ ? input_leader_->fp8_.input : fp8_.input);
+  if (input_leader_) fp8_.input = input_leader_->fp8_.input;
   prepare(fp8_.weight);
   prepare(fp8_.grad_output);
   fp8_.recipe = recipe;
+}
+
+const DelayedScaling& Linear::input_recipe(const Context& context) const {
+  for (const auto& reader : *input_readers_) {
+    for (const std::size_t gemm : {kFprop, kWgrad}) {
+      const GemmPolicy& policy = (*reader)[gemm];
+      const auto& recipe = policy.recipe ? policy.recipe : context.recipe();
+      if (policy.fp8 && is_delayed(*recipe)) return std::get<DelayedScaling>(*recipe);
+    }
+  }
+  fail(ErrorKind::usage, "linear: no reader of this input follows delayed scaling");
 }
 
 Output Linear::make_input(Context& context, std::int64_t rows) {
   Output x;
   const Forms forms = input_forms(context);
   if (forms.fp8) {
-    const Recipe& recipe = *context.recipe();
+    const DelayedScaling& recipe = input_recipe(context);
     prepare_fp8(recipe);
     const DType format = forward_dtype(recipe);
     x.quantized = allocate_quantized(backend_, format, rows, options_.in_features);
     x.quantizer = make_quantizer(*fp8_.input, format, context.gradients_enabled());
   }
   if (forms.real) x.values = backend_.allocate(context.high_precision(), {rows, options_.in_features});
+  x.casts = std::make_shared<CastCache>();
   return x;
 }
 
 Output Linear::cast_input(Context& context, const Tensor& x) {
   const Forms forms = input_forms(context);
-  if (!forms.fp8) return Output{x, {}, {}};
+  if (!forms.fp8) return Output{x, {}, {}, std::make_shared<CastCache>()};
   Output output = make_input(context, x.rows());
   output.values = Tensor();
   backend_.cast(x, output);
@@ -150,7 +207,7 @@ Output Linear::cast_input(Context& context, const Tensor& x) {
 }
 
 const QuantizedTensor& Linear::fp8_weight(Context& context) {
-  const DType dtype = forward_dtype(*context.recipe());
+  constexpr DType dtype = DType::e4m3;
   const bool must_stage = context.gradients_enabled();
   const bool current = fp8_weight_.version == weight_->version && fp8_weight_.dtype == dtype;
   if (!current || (must_stage && !fp8_weight_.staged)) {
@@ -179,9 +236,69 @@ const Tensor& Linear::real_weight(Context& context) {
   return real_weight_.copy;
 }
 
-void Linear::drop_unread_weights(const Forms& read) {
-  if (!read.fp8) fp8_weight_ = {};
-  if (!read.real) real_weight_ = {};
+void Linear::drop_unread_weights(const Reading& fprop, const Reading& dgrad) {
+  const auto reads = [&](Reading::Kind kind) { return fprop.kind == kind || dgrad.kind == kind; };
+  if (!reads(Reading::Kind::delayed)) fp8_weight_ = {};
+  if (!reads(Reading::Kind::real)) real_weight_ = {};
+  CastCache read;
+  for (const Reading* reading : {&fprop, &dgrad}) {
+    if (reading->kind != Reading::Kind::cast || cast_weights_version_ != weight_->version) continue;
+    const QuantizedTensor* const known = cast_weights_.find(reading->cast);
+    if (known && !read.find(reading->cast)) read.add(reading->cast, *known);
+  }
+  cast_weights_ = std::move(read);
+  cast_weights_version_ = weight_->version;
+}
+
+QuantizedTensor Linear::quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
+                                 Gemm gemm) {
+  const auto& slot = role == OperandRole::input    ? fp8_.input
+                     : role == OperandRole::weight ? fp8_.weight
+                                                   : fp8_.grad_output;
+  const auto id = static_cast<std::uint64_t>(role) * 3 + static_cast<std::uint64_t>(gemm);
+  const CastNoise noise{context.noise_seed(), Random(noise_stream_, context.noise_position()).bits(id)};
+  QuantizedTensor q = allocate_quantized(backend_, cast, x.rows(), x.cols());
+  backend_.quantize(x, cast, noise, context.gradients_enabled() ? slot->counters : Tensor(), q);
+  return q;
+}
+
+GemmOperand Linear::read(Context& context, const Output& operand, const Reading& reading, OperandRole role,
+                         Gemm gemm) {
+  if (reading.kind == Reading::Kind::delayed) {
+    require(operand.quantized.defined(), "linear: {} reads its {} in fp8, which was not produced",
+            name_of(gemm), name_of(role));
+    return operand.quantized;
+  }
+  require(operand.values.defined(), "linear: {} reads its {} in high precision, which was not produced",
+          name_of(gemm), name_of(role));
+  if (reading.kind == Reading::Kind::real) return operand.values;
+  if (operand.casts) {
+    if (const QuantizedTensor* const known = operand.casts->find(reading.cast)) return *known;
+  }
+  QuantizedTensor q = quantize(context, operand.values, reading.cast, role, gemm);
+  if (operand.casts) operand.casts->add(reading.cast, q);
+  return q;
+}
+
+GemmOperand Linear::read_weight(Context& context, const Reading& reading, Gemm gemm) {
+  if (reading.kind == Reading::Kind::real) return real_weight(context);
+  if (reading.kind == Reading::Kind::delayed) return fp8_weight(context);
+  if (const QuantizedTensor* const known = cast_weights_.find(reading.cast)) return *known;
+  QuantizedTensor q = quantize(context, weight_->value, reading.cast, OperandRole::weight, gemm);
+  cast_weights_.add(reading.cast, q);
+  ++weight_casts_;
+  return q;
+}
+
+void Linear::record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, const GemmOperand& b,
+                    const Tensor& out) {
+  const auto index = static_cast<std::size_t>(gemm);
+  GemmRecord& known = fp8_.gemms[index];
+  known.a = a.dtype();
+  known.b = b.dtype();
+  known.out = out.dtype();
+  known.recipe = recipes[index] ? describe(*recipes[index]) : "";
+  ++(is_quantized(known.a) || is_quantized(known.b) ? known.fp8_runs : known.other_runs);
 }
 
 Tensor Linear::full_bias() {
@@ -198,57 +315,65 @@ Tensor Linear::full_bias() {
 Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
   if (!context.gradients_enabled())
     saved = nullptr;  // no backward follows, and the input has fprop's form alone
-  const auto in_fp8 = gemms_in_fp8(context);
-  const bool fprop = in_fp8[kFprop], dgrad = in_fp8[kDgrad], wgrad = in_fp8[kWgrad];
-  require_form(fprop, !fprop, x, "input", "fprop");
-  if (saved) require_form(wgrad, !wgrad, x, "input", "wgrad");
   require_shape(x, -1, options_.in_features, "input");
-  const bool any = fprop || dgrad || wgrad;
-  const auto& recipe = any ? context.recipe() : std::nullopt;
-  if (any) prepare_fp8(*recipe);
-
-  Forms weight_forms;
-  weight_forms.add(fprop);
-  if (saved) weight_forms.add(dgrad);
-  if (any && context.gradients_enabled()) {
-    if (x.quantized.defined() && (fprop || wgrad)) context.register_forward(fp8_.input, *recipe);
-    if (weight_forms.fp8) context.register_forward(fp8_.weight, *recipe);
+  const Recipes recipes = recipes_of(context);
+  const std::optional<Recipe> recipe = slot_recipe(recipes);
+  if (recipe) {
+    // A sibling under delayed scaling reads this module's input slot.
+    prepare_fp8(is_delayed(*recipe) || !input_forms(context).fp8 ? *recipe : Recipe(input_recipe(context)));
   }
-  drop_unread_weights({fprop || dgrad, !fprop || !dgrad});
-  const QuantizedTensor w_fp8 = weight_forms.fp8 ? fp8_weight(context) : QuantizedTensor();
-  const Tensor w = weight_forms.real ? real_weight(context) : Tensor();
+  const Reading x_fprop = reading_of(recipes, OperandRole::input, Gemm::fprop),
+                x_wgrad = reading_of(recipes, OperandRole::input, Gemm::wgrad),
+                w_fprop = reading_of(recipes, OperandRole::weight, Gemm::fprop),
+                w_dgrad = reading_of(recipes, OperandRole::weight, Gemm::dgrad);
 
-  const GemmOperand a = operand(fprop, x.quantized, x.values), b = operand(fprop, w_fp8, w);
-  Tensor y = backend_.allocate(context.high_precision(), {a.values.rows(), options_.out_features});
+  if (contains_delayed(recipes) && context.gradients_enabled()) {
+    const auto delayed = [](const Reading& reading) { return reading.kind == Reading::Kind::delayed; };
+    if (x.quantized.defined() && (delayed(x_fprop) || delayed(x_wgrad)))
+      context.register_forward(fp8_.input, *recipe);
+    if (delayed(w_fprop) || (saved && delayed(w_dgrad))) context.register_forward(fp8_.weight, *recipe);
+  }
+  drop_unread_weights(w_fprop, w_dgrad);
+  const GemmOperand a = read(context, x, x_fprop, OperandRole::input, Gemm::fprop),
+                    b = read_weight(context, w_fprop, Gemm::fprop);
+  Tensor y = backend_.allocate(context.high_precision(), {a.rows(), options_.out_features});
   backend_.gemm(Gemm::fprop, a, b, full_bias(), false, y);
-  record(fp8_.gemms[kFprop], a, b, y);
+  record(Gemm::fprop, recipes, a, b, y);
   if (saved) {
-    *saved = {y.rows(),
-              in_fp8,
-              wgrad ? Tensor() : x.values,
-              wgrad ? x.quantized : QuantizedTensor(),
-              dgrad ? Tensor() : w,
-              dgrad ? w_fp8 : QuantizedTensor(),
-              recipe};
+    *saved = {};
+    saved->rows = y.rows();
+    saved->recipes = recipes;
+    for (std::size_t i = 0; i < recipes.size(); ++i) saved->in_fp8[i] = recipes[i].has_value();
+    keep(read(context, x, x_wgrad, OperandRole::input, Gemm::wgrad), saved->x_fp8, saved->x);
+    keep(read_weight(context, w_dgrad, Gemm::dgrad), saved->w_fp8, saved->w);
   }
   return y;
 }
 
+Linear::Forms Linear::gradient_forms(const Recipes& recipes) const {
+  Forms forms;
+  for (const Gemm gemm : {Gemm::dgrad, Gemm::wgrad})
+    forms.add(reading_of(recipes, OperandRole::grad_output, gemm).kind == Reading::Kind::delayed);
+  forms.real = forms.real || bias_;  // its gradient sums the unquantised dy
+  return forms;
+}
+
 Output Linear::make_output_gradient(Context& context, const Saved& saved) {
   Output dy;
-  if (saved.reads_fp8_gradient()) {
-    const DType format = gradient_dtype(*saved.recipe);
+  const Forms forms = gradient_forms(saved.recipes);
+  if (forms.fp8) {
+    const DType format = gradient_dtype(std::get<DelayedScaling>(*slot_recipe(saved.recipes)));
     dy.quantized = allocate_quantized(backend_, format, saved.rows, options_.out_features);
     dy.quantizer = make_quantizer(*fp8_.grad_output, format, true);
   }
-  // The bias gradient sums the unquantised dy.
-  if (saved.reads_real_gradient() || bias_)
+  if (forms.real)
     dy.values = backend_.allocate(context.high_precision(), {saved.rows, options_.out_features});
+  dy.casts = std::make_shared<CastCache>();
   return dy;
 }
 
 Output Linear::cast_output_gradient(Context& context, const Saved& saved, const Tensor& dy) {
-  if (!saved.reads_fp8_gradient()) return Output{dy, {}, {}};
+  if (!gradient_forms(saved.recipes).fp8) return Output{dy, {}, {}, std::make_shared<CastCache>()};
   Output output = make_output_gradient(context, saved);
   output.values = Tensor();
   backend_.cast(dy, output);
@@ -258,20 +383,22 @@ Output Linear::cast_output_gradient(Context& context, const Saved& saved, const 
 
 void Linear::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
                       bool accumulate_dx) {
-  const bool dgrad = saved.in_fp8[kDgrad], wgrad = saved.in_fp8[kWgrad];
-  if (dx) require_form(dgrad, !dgrad, dy, "output gradient", "dgrad");
-  require_form(wgrad, !wgrad, dy, "output gradient", "wgrad");
   require_shape(dy, saved.rows, options_.out_features, "output gradient");
-  if (saved.reads_fp8_gradient()) context.register_backward(fp8_.grad_output, *saved.recipe);
+  if (gradient_forms(saved.recipes).fp8)
+    context.register_backward(fp8_.grad_output, *slot_recipe(saved.recipes));
+  const auto read_dy = [&](Gemm gemm) {
+    const Reading reading = reading_of(saved.recipes, OperandRole::grad_output, gemm);
+    return read(context, dy, reading, OperandRole::grad_output, gemm);
+  };
 
   if (dx) {
-    const GemmOperand a = operand(dgrad, dy.quantized, dy.values), b = operand(dgrad, saved.w_fp8, saved.w);
+    const GemmOperand a = read_dy(Gemm::dgrad), b = kept(saved.w_fp8, saved.w);
     backend_.gemm(Gemm::dgrad, a, b, {}, accumulate_dx, dx);
-    record(fp8_.gemms[kDgrad], a, b, dx);
+    record(Gemm::dgrad, saved.recipes, a, b, dx);
   }
-  const GemmOperand a = operand(wgrad, dy.quantized, dy.values), b = operand(wgrad, saved.x_fp8, saved.x);
+  const GemmOperand a = read_dy(Gemm::wgrad), b = kept(saved.x_fp8, saved.x);
   backend_.gemm(Gemm::wgrad, a, b, {}, weight_->begin_accumulation(), weight_->gradient);
-  record(fp8_.gemms[kWgrad], a, b, weight_->gradient);
+  record(Gemm::wgrad, saved.recipes, a, b, weight_->gradient);
   if (bias_) {
     require(dy.values.defined(), "linear: the bias reads its output gradient in high precision");
     backend_.sum_rows(dy.values.columns(options_.bias_begin, options_.bias_count),

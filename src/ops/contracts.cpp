@@ -64,12 +64,21 @@ class Operands {
   std::string_view operation_;
 };
 
-bool compatible(DType a, DType b) {
-  if (is_fp8(a) && is_fp8(b)) return !(a == DType::e5m2 && b == DType::e5m2);
-  return is_real(a) && a == b;
+/// FP8 with one scale for the tensor: such operands are multiplied as they are.
+bool has_one_scale(const GemmOperand& operand) {
+  return is_fp8(operand.dtype()) && !operand.blocks.scale_inv;
 }
 
-GemmSize size_of_product(Gemm kind, const Tensor& a, const Tensor& b) {
+bool compatible(const GemmOperand& a, const GemmOperand& b, bool any_quantized) {
+  const DType x = a.dtype(), y = b.dtype();
+  if (x == DType::e5m2 && y == DType::e5m2) return false;
+  if (has_one_scale(a) && has_one_scale(b)) return true;
+  if (is_real(x) && x == y) return true;
+  const auto widens = [](DType type) { return type == DType::bf16 || is_quantized(type); };
+  return any_quantized && widens(x) && widens(y);
+}
+
+GemmSize size_of_product(Gemm kind, const GemmOperand& a, const GemmOperand& b) {
   switch (kind) {
     case Gemm::fprop:
       return {a.rows(), b.rows(), a.cols()};
@@ -81,8 +90,27 @@ GemmSize size_of_product(Gemm kind, const Tensor& a, const Tensor& b) {
   return {};
 }
 
-std::int64_t contraction_of_b(Gemm kind, const Tensor& b) {
+std::int64_t contraction_of_b(Gemm kind, const GemmOperand& b) {
   return kind == Gemm::fprop ? b.cols() : b.rows();
+}
+
+std::int64_t blocks_in(std::int64_t size, std::int64_t block) {
+  return (size + block - 1) / block;
+}
+
+void check_quantized(const Operands& operands, const QuantizedTensor& q, DType format, const char* name,
+                     std::int64_t rows, std::int64_t cols) {
+  if (format == DType::e2m1) {
+    operands.expect_contiguous(q.bytes, name, DType::u8, {rows, (cols + 1) / 2});
+  } else {
+    operands.expect(q.bytes, name, format, {rows, cols});
+  }
+  operands.expect_optional(q.scale_inv, "scale_inv", DType::f32, {1});
+  const BlockScales& blocks = q.blocks;
+  if (!blocks.scale_inv) return;
+  require(blocks.rows > 0 && blocks.cols > 0, "{}: blocks of {} x {}", name, blocks.rows, blocks.cols);
+  operands.expect_contiguous(blocks.scale_inv, "scale_inv of blocks", blocks.scale_inv.dtype(),
+                             {blocks_in(rows, blocks.rows), blocks_in(cols, blocks.cols)});
 }
 
 void check_head_matrix(const Operands& operands, const HeadTransform& transform, const Tensor& tensor,
@@ -106,40 +134,54 @@ void check_tables(const Operands& operands, const HeadTransform& transform, cons
 
 }  // namespace
 
-std::string_view name_of(Gemm kind) {
-  switch (kind) {
-    case Gemm::fprop:
-      return "fprop";
-    case Gemm::dgrad:
-      return "dgrad";
-    case Gemm::wgrad:
-      return "wgrad";
-  }
-  return "unknown";
-}
-
 GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
-                    const Tensor& out) {
+                    const Tensor& out, bool any_quantized) {
   const Operands operands(name_of(kind));
   for (const auto* operand : {&a, &b}) {
     require(operand->values.defined() && operand->values.shape().size() == 2, "{}: operands must be matrices",
             name_of(kind));
   }
-  require(compatible(a.dtype(), b.dtype()),
-          "{}: cannot multiply {} by {} (both f32, both bf16, or fp8 but not both e5m2)", name_of(kind),
-          name_of(a.dtype()), name_of(b.dtype()));
-  const GemmSize size = size_of_product(kind, a.values, b.values);
-  require(contraction_of_b(kind, b.values) == size.k, "{}: shapes {} and {} do not fit", name_of(kind),
-          to_string(a.values.shape()), to_string(b.values.shape()));
-  if (is_fp8(a.dtype())) {
-    operands.expect(a.scale_inv, "scale_inv of a", DType::f32, {1});
-    operands.expect(b.scale_inv, "scale_inv of b", DType::f32, {1});
+  require(compatible(a, b, any_quantized), "{}: cannot multiply {}{} by {}{} ({})", name_of(kind),
+          name_of(a.dtype()), a.blocks.scale_inv ? " in blocks" : "", name_of(b.dtype()),
+          b.blocks.scale_inv ? " in blocks" : "",
+          any_quantized ? "both f32, or bf16 and quantised in any combination but e5m2 by e5m2"
+                        : "both f32, both bf16, or fp8 but not both e5m2");
+  const GemmSize size = size_of_product(kind, a, b);
+  require(contraction_of_b(kind, b) == size.k, "{}: shapes {} and {} do not fit", name_of(kind),
+          to_string({a.rows(), a.cols()}), to_string({b.rows(), b.cols()}));
+  for (const auto& [operand, name] : {std::pair(&a, "scale_inv of a"), std::pair(&b, "scale_inv of b")}) {
+    if (has_one_scale(*operand)) operands.expect(operand->scale_inv, name, DType::f32, {1});
+    operands.expect_optional(operand->scale_inv, name, DType::f32, {1});
   }
   operands.expect_real_matrix(out, "out");
   operands.expect(out, "out", out.dtype(), {size.m, size.n});
   require(kind == Gemm::fprop || !bias, "{}: only fprop takes a bias", name_of(kind));
   operands.expect_optional(bias, "bias", DType::f32, {size.n});
   return size;
+}
+
+void check_quantize(const Tensor& x, const OperandCast& cast, const Tensor& counters,
+                    const QuantizedTensor& out) {
+  const Operands operands("quantize");
+  operands.expect_real_matrix(x, "x");
+  require(is_quantized(cast.format), "quantize: to {}, expected e4m3, e5m2 or e2m1", name_of(cast.format));
+  require(cast.rule != nullptr, "quantize: the cast has no ScaleRule");
+  require(out.defined() && out.blocks.scale_inv.defined() == cast.scales_blocks() &&
+              out.blocks.rows == cast.block_rows && out.blocks.cols == cast.block_cols,
+          "quantize: the output was allocated for another cast");
+  check_quantized(operands, out, cast.format, "out", x.rows(), x.cols());
+  if (cast.rule->scales_tensor() || !cast.scales_blocks())
+    operands.expect_contiguous(out.scale_inv, "scale_inv", DType::f32, {1});
+  operands.expect_optional(counters, "counters", DType::i64, {kCastCounters});
+}
+
+void check_dequantize(const QuantizedTensor& q, const Tensor& values) {
+  const Operands operands("dequantize");
+  operands.expect_real_matrix(values, "values");
+  operands.expect(values, "values", DType::bf16, values.shape());
+  require(q.defined(), "dequantize: the quantised tensor is absent");
+  check_quantized(operands, q, q.e2m1_cols > 0 ? DType::e2m1 : q.bytes.dtype(), "q", values.rows(),
+                  values.cols());
 }
 
 void check_copy(const Tensor& source, const Tensor& destination) {
@@ -373,6 +415,8 @@ void check_update_scales(std::span<const ScaleUpdate> updates) {
   for (const ScaleUpdate& update : updates) {
     operands.expect(update.slot.scale, "scale", DType::f32, {1});
     require(update.slot.amax_history.elements() >= 1, "update_scales: an empty amax history");
+    require(update.algo != AmaxCompute::custom || (update.function && *update.function),
+            "update_scales: amax_compute_algo = custom without an amax_function");
     operands.expect_contiguous(update.slot.amax_history, "amax_history", DType::f32,
                                update.slot.amax_history.shape());
   }

@@ -6,12 +6,15 @@
 
 namespace quaver {
 
-/// out is [m, n]; the contraction has k terms.
+/// out is [m, n]; the contraction has k terms. `any_quantized`: of a backend that has block scaling.
 struct GemmSize {
   std::int64_t m = 0, n = 0, k = 0;
 };
 GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
-                    const Tensor& out);
+                    const Tensor& out, bool any_quantized = false);
+void check_quantize(const Tensor& x, const OperandCast& cast, const Tensor& counters,
+                    const QuantizedTensor& out);
+void check_dequantize(const QuantizedTensor& q, const Tensor& values);
 
 void check_copy(const Tensor& source, const Tensor& destination);
 void check_gather(std::span<const Tensor> sources, const Tensor& destination);

@@ -19,9 +19,12 @@ std::size_t size_of(DType dtype) {
     case DType::e4m3:
     case DType::e5m2:
     case DType::u8:
+    case DType::e8m0:
       return 1;
+    case DType::e2m1:
+      break;
   }
-  return 0;
+  fail(ErrorKind::usage, "tensor: {} has no size of its own: two elements share a byte", name_of(dtype));
 }
 
 std::string_view name_of(DType dtype) {
@@ -40,6 +43,10 @@ std::string_view name_of(DType dtype) {
       return "i64";
     case DType::u8:
       return "u8";
+    case DType::e2m1:
+      return "e2m1";
+    case DType::e8m0:
+      return "e8m0";
   }
   return "unknown";
 }

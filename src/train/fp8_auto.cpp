@@ -114,7 +114,7 @@ std::vector<Fp8Override> overrides_of(const std::vector<MeasuredLinears>& measur
       Choice gemms{};
       gemms[i] = true;
       for (const std::string& pattern : patterns_of(group.names, all))
-        overrides.push_back({pattern, gemms, false, group.reason(i)});
+        overrides.push_back({.match = pattern, .gemms = gemms, .why = group.reason(i)});
     }
   }
   return overrides;

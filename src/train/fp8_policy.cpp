@@ -5,8 +5,10 @@
 
 #include "base/check.h"
 #include "base/glob.h"
+#include "base/random.h"
 #include "base/suggest.h"
 #include "quaver/linear.h"
+#include "train/fp8_recipes.h"
 #include "train/fp8_state.h"
 
 namespace quaver {
@@ -53,6 +55,33 @@ std::vector<NamedLinear> linears_of(Module& module) {
   return std::move(collector.all);
 }
 
+namespace {
+
+using Roles = std::array<OperandRole, 2>;
+/// What fprop, dgrad and wgrad read.
+constexpr std::array kOperands = {Roles{OperandRole::input, OperandRole::weight},
+                                  Roles{OperandRole::grad_output, OperandRole::weight},
+                                  Roles{OperandRole::grad_output, OperandRole::input}};
+
+void apply(const Fp8Override& override, const Fp8Config& fp8, std::size_t gemm, GemmPolicy& policy) {
+  if (override.recipe != kBf16) {
+    policy = {};
+    if (override.recipe != fp8.recipe) policy.recipe = make_recipe(override.recipe, fp8);
+    return;
+  }
+  const Roles& roles = kOperands[gemm];
+  for (const OperandRole role : roles) {
+    const auto index = static_cast<std::size_t>(role);
+    policy.real_operands[index] = policy.real_operands[index] || override.operands[index];
+  }
+  const auto is_real = [&](OperandRole role) { return policy.real_operands[static_cast<std::size_t>(role)]; };
+  if (!std::all_of(roles.begin(), roles.end(), is_real)) return;
+  policy.real_operands = {};
+  keep_out(policy, reason_of(override));
+}
+
+}  // namespace
+
 GemmPolicies fp8_policy_of(const std::string& name, const Fp8Config& fp8, std::int64_t layers) {
   GemmPolicies policies;
   const std::int64_t block = block_of(name);
@@ -64,12 +93,7 @@ GemmPolicies fp8_policy_of(const std::string& name, const Fp8Config& fp8, std::i
   for (const Fp8Override& override : fp8.overrides) {
     if (!glob_matches(override.match, name)) continue;
     for (std::size_t i = 0; i < policies.size(); ++i) {
-      if (!override.gemms[i]) continue;
-      if (override.fp8) {
-        policies[i] = {};
-      } else {
-        keep_out(policies[i], reason_of(override));
-      }
+      if (override.gemms[i]) apply(override, fp8, i, policies[i]);
     }
   }
   return policies;
@@ -83,7 +107,10 @@ void apply_fp8_policy(Module& model, const Fp8Config& fp8, std::int64_t layers) 
           fp8.bf16_end_layers, layers, (layers + 1) / 2);
   const std::vector<NamedLinear> linears = linears_of(model);
   for (const Fp8Override& override : fp8.overrides) require_match(override, linears);
-  for (const auto& [name, linear] : linears) linear->set_policy(fp8_policy_of(name, fp8, layers));
+  for (const auto& [name, linear] : linears) {
+    linear->set_policy(fp8_policy_of(name, fp8, layers));
+    linear->set_noise_stream(stable_hash(name));
+  }
 }
 
 void require_strict_fp8(Module& model) {

@@ -21,7 +21,7 @@ std::vector<NamedLinear> linears_of(Module& module);
 /// [[fp8.override]] that matches, in turn.
 GemmPolicies fp8_policy_of(const std::string& name, const Fp8Config& fp8, std::int64_t layers);
 
-/// Sets the policies of all Linears. Throws Error(usage) when an override matches none of them, or fp8.bf16_end_layers
+/// Sets the policies of all Linears, and their streams of random numbers by their names. Throws Error(usage) when an override matches none of them, or fp8.bf16_end_layers
 /// leaves no block.
 void apply_fp8_policy(Module& model, const Fp8Config& fp8, std::int64_t layers);
 

@@ -32,9 +32,11 @@ class Capture : public ModuleVisitor {
   void linear(const std::string& name, Linear& linear) override {
     const Fp8State& fp8 = linear.fp8();
     LinearState state{name, fp8.recipe, fp8.gemms, fp8.owns_input, {}, {}, {}, linear.policy()};
-    if (fp8.owns_input) state.input = capture(backend_, fp8.input);
-    state.weight = capture(backend_, fp8.weight);
-    state.grad_output = capture(backend_, fp8.grad_output);
+    if (fp8.recipe && is_delayed(*fp8.recipe)) {  // other recipes have no state
+      if (fp8.owns_input) state.input = capture(backend_, fp8.input);
+      state.weight = capture(backend_, fp8.weight);
+      state.grad_output = capture(backend_, fp8.grad_output);
+    }
     states.push_back(std::move(state));
   }
 

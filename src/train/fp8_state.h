@@ -18,7 +18,7 @@ struct SlotState {
   friend bool operator==(const SlotState&, const SlotState&) = default;
 };
 
-/// The state of one Linear. Slots exist in modules that ran under a recipe.
+/// The state of one Linear. Slots exist in modules that ran under delayed scaling; other recipes have none.
 struct LinearState {
   std::string name;
   std::optional<Recipe> recipe;
@@ -41,7 +41,8 @@ std::vector<LinearState> capture_fp8_state(Backend& backend, Module& module);
 /// Sets slots and GEMM records of the Linears of `module`. Throws Error(data) unless the names are the same.
 void restore_fp8_state(Backend& backend, Module& module, const std::vector<LinearState>& states);
 
-/// Slots as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L]; everything else as JSON under the
+/// A recipe other than delayed scaling comes back as CustomScaling with its description as a name: there is no state that
+/// would need more. Slots as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L]; everything else as JSON under the
 /// metadata key "linears".
 Safetensors to_safetensors(const std::vector<LinearState>& states);
 

@@ -19,11 +19,14 @@ E named(const std::array<E, N>& all, const std::string& name) {
 }
 
 constexpr std::array kDTypes = {DType::f32, DType::bf16, DType::e4m3, DType::e5m2,
-                                DType::i32, DType::i64,  DType::u8};
+                                DType::i32, DType::i64,  DType::u8,   DType::e2m1};
 constexpr std::array kFormats = {Fp8Format::hybrid, Fp8Format::e4m3};
-constexpr std::array kAlgos = {AmaxCompute::max, AmaxCompute::most_recent};
+constexpr std::array kAlgos = {AmaxCompute::max, AmaxCompute::most_recent, AmaxCompute::custom};
+
+constexpr const char* kStateless = "stateless";
 
 ordered_json recipe_to_json(const Recipe& recipe) {
+  if (!is_delayed(recipe)) return {{"kind", kStateless}, {"name", describe(recipe)}};
   const auto& delayed = std::get<DelayedScaling>(recipe);
   return {{"kind", "delayed"},
           {"margin", delayed.margin},
@@ -34,6 +37,7 @@ ordered_json recipe_to_json(const Recipe& recipe) {
 }
 
 Recipe recipe_from_json(const ordered_json& json) {
+  if (json.at("kind") == kStateless) return CustomScaling{json.at("name").get<std::string>()};
   if (json.at("kind") != "delayed") fail(ErrorKind::data, "unknown recipe {}", json.at("kind").dump());
   DelayedScaling recipe;
   recipe.margin = json.at("margin").get<int>();
@@ -45,17 +49,18 @@ Recipe recipe_from_json(const ordered_json& json) {
 }
 
 ordered_json gemm_to_json(const GemmRecord& gemm) {
-  return {{"a", name_of(gemm.a)},
-          {"b", name_of(gemm.b)},
-          {"out", name_of(gemm.out)},
-          {"fp8_runs", gemm.fp8_runs},
-          {"other_runs", gemm.other_runs}};
+  return {{"a", name_of(gemm.a)},      {"b", name_of(gemm.b)},          {"out", name_of(gemm.out)},
+          {"fp8_runs", gemm.fp8_runs}, {"other_runs", gemm.other_runs}, {"recipe", gemm.recipe}};
 }
 
 GemmRecord gemm_from_json(const ordered_json& json) {
   const auto type = [&](const char* key) { return named(kDTypes, json.at(key).get<std::string>()); };
-  return {type("a"), type("b"), type("out"), json.at("fp8_runs").get<std::int64_t>(),
-          json.at("other_runs").get<std::int64_t>()};
+  return {type("a"),
+          type("b"),
+          type("out"),
+          json.at("fp8_runs").get<std::int64_t>(),
+          json.at("other_runs").get<std::int64_t>(),
+          json.value("recipe", std::string())};
 }
 
 ordered_json linear_to_json(const LinearState& state) {
@@ -100,7 +105,8 @@ std::vector<float> values_of(const Safetensors& file, const std::string& name) {
 
 void read_slots(const Safetensors& file, LinearState& state) {
   for (const auto& [slot_name, member] : kSlots) {
-    if (!state.recipe || (member == &LinearState::input && !state.owns_input)) continue;
+    if (!state.recipe || !is_delayed(*state.recipe) || (member == &LinearState::input && !state.owns_input))
+      continue;
     const std::string prefix = state.name + "." + slot_name;
     state.*member =
         SlotState{values_of(file, prefix + ".scale").front(), values_of(file, prefix + ".amax_history")};

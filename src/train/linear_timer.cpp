@@ -79,7 +79,8 @@ struct Matrix {
 
 class Operands {
  public:
-  Operands(Backend& backend, const Recipe& recipe) : backend_(backend), recipe_(recipe) {}
+  Operands(Backend& backend, const Recipe& recipe)
+      : backend_(backend), recipe_(std::get<DelayedScaling>(recipe)) {}
 
   Tensor normal(std::int64_t rows, std::int64_t cols, float std, std::uint64_t stream, DType dtype) {
     const Tensor values = backend_.allocate(DType::f32, {rows, cols});
@@ -112,7 +113,7 @@ class Operands {
 
  private:
   Backend& backend_;
-  const Recipe& recipe_;
+  DelayedScaling recipe_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/files.h"
+#include "train/fp8_recipes.h"
 #include "train/fp8_state.h"
 #include "train/run_config_schema.h"
 
@@ -25,12 +26,7 @@ std::string_view name_of(ScheduleKind schedule) {
 }
 
 Recipe Fp8Config::make_recipe() const {
-  DelayedScaling delayed;
-  delayed.margin = margin;
-  delayed.fp8_format = format;
-  delayed.amax_history_len = amax_history_len;
-  delayed.amax_compute_algo = amax_compute_algo;
-  return delayed;
+  return quaver::make_recipe(recipe, *this);
 }
 
 RunConfig load_run_config(const std::string& path, std::span<const std::string> overrides) {
@@ -40,13 +36,14 @@ RunConfig load_run_config(const std::string& path, std::span<const std::string> 
 namespace {
 
 std::string to_toml(const Fp8Override& override) {
-  std::vector<std::string> gemms;
+  std::vector<std::string> gemms, operands;
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
     if (override.gemms[i]) gemms.push_back(quote_toml(kGemmNames[i]));
+    if (override.operands[i]) operands.push_back(quote_toml(name_of(static_cast<OperandRole>(i))));
   }
-  std::string text =
-      fmt::format("\n[[fp8.override]]\nmatch = {}\ngemm = [{}]\nrecipe = \"{}\"\n",
-                  quote_toml(override.match), fmt::join(gemms, ", "), override.fp8 ? "delayed" : "bf16");
+  std::string text = fmt::format("\n[[fp8.override]]\nmatch = {}\ngemm = [{}]\noperand = [{}]\nrecipe = {}\n",
+                                 quote_toml(override.match), fmt::join(gemms, ", "),
+                                 fmt::join(operands, ", "), quote_toml(override.recipe));
   if (!override.why.empty()) text += fmt::format("why = {}\n", quote_toml(override.why));
   return text;
 }

@@ -46,21 +46,25 @@ struct TrainConfig {
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 };
 
-enum class RecipeKind { delayed };
+/// Fp8Override::recipe of what stays in BF16.
+inline constexpr const char* kBf16 = "bf16";
 
 /// One [[fp8.override]]: the recipe of some GEMMs of some modules.
 struct Fp8Override {
   std::string match;                               ///< a pattern of module names (base/glob.h)
   std::array<bool, 3> gemms = {true, true, true};  ///< fprop, dgrad, wgrad
-  bool fp8 = false;                                ///< false: "bf16"; true: the recipe of the run
-  std::string why;                                 ///< shown by `inspect`; may be empty
+  std::string recipe = kBf16;                      ///< that, or a name of train/fp8_recipes.h
+  std::string why = {};                            ///< shown by `inspect`; may be empty
+  /// Which operands stay in BF16, by OperandRole; all: whole GEMMs. Some of them only under "bf16".
+  std::array<bool, 3> operands = {true, true, true};
   friend bool operator==(const Fp8Override&, const Fp8Override&) = default;
 };
 
 /// Section [fp8]: consulted when precision = "fp8".
 struct Fp8Config {
-  RecipeKind recipe = RecipeKind::delayed;
-  Fp8Format format = Fp8Format::hybrid;
+  std::string recipe = "delayed";            ///< a name of train/fp8_recipes.h
+  Fp8Format format = Fp8Format::hybrid;      ///< of delayed and current
+  Fp8Format mxfp8_format = Fp8Format::e4m3;  ///< of mxfp8
   int margin = 0;
   int amax_history_len = 1024;
   AmaxCompute amax_compute_algo = AmaxCompute::most_recent;

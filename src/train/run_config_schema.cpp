@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "quaver/backend.h"
+#include "train/fp8_recipes.h"
 
 namespace quaver {
 namespace {
@@ -275,9 +276,11 @@ void add_train(std::vector<ConfigField>& fields) {
 void add_fp8(std::vector<ConfigField>& fields) {
   Section fp8(
       fields, "fp8", [](auto& config) -> auto& { return config.fp8; });
-  fp8.choice("recipe", &Fp8Config::recipe, {"delayed"}, "how scales are chosen");
+  fp8.word("recipe", &Fp8Config::recipe, recipe_names(), "how scales are chosen");
   fp8.choice("format", &Fp8Config::format, names_of({Fp8Format::hybrid, Fp8Format::e4m3}),
-             "hybrid: gradients in E5M2, all else in E4M3");
+             "of delayed and current; hybrid: gradients in E5M2, all else in E4M3");
+  fp8.choice("mxfp8_format", &Fp8Config::mxfp8_format, names_of({Fp8Format::hybrid, Fp8Format::e4m3}),
+             "the same of mxfp8");
   fp8.integer("margin", &Fp8Config::margin, -16, 16, "scales are 2^-margin of what fills the format");
   fp8.integer("amax_history_len", &Fp8Config::amax_history_len, 1, 1 << 20, "amaxes remembered per tensor");
   fp8.choice("amax_compute_algo", &Fp8Config::amax_compute_algo,

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/glob.h"
 #include "base/suggest.h"
+#include "train/fp8_recipes.h"
 #include "train/fp8_state.h"
 #include "train/run_config_schema.h"
 
@@ -103,21 +104,23 @@ void assign_key(RunConfig& config, Places& places, const std::string& source, co
   assign(config, places[name] + ": " + name, *field, node);
 }
 
-std::array<bool, 3> read_gemms(const std::string& where, const toml::node& node) {
-  std::array<bool, 3> gemms{};
+/// Which of three words an array names.
+std::array<bool, 3> read_words(const std::string& where, const toml::node& node,
+                               const std::array<const char*, 3>& known) {
+  std::array<bool, 3> named{};
   const toml::array* const words = node.as_array();
   bool good = words && !words->empty();
   for (std::size_t i = 0; good && i < words->size(); ++i) {
     const auto* const word = (*words)[i].as_string();
-    const auto found = std::find(kGemmNames.begin(), kGemmNames.end(), word ? word->get() : "");
-    good = found != kGemmNames.end();
-    if (good) gemms[static_cast<std::size_t>(found - kGemmNames.begin())] = true;
+    const auto found = std::find(known.begin(), known.end(), word ? word->get() : "");
+    good = found != known.end();
+    if (good) named[static_cast<std::size_t>(found - known.begin())] = true;
   }
   if (!good) {
-    fail(ErrorKind::usage, "{}: expected an array of \"{}\", found {}", where,
-         fmt::join(kGemmNames, "\", \""), describe(node));
+    fail(ErrorKind::usage, "{}: expected an array of \"{}\", found {}", where, fmt::join(known, "\", \""),
+         describe(node));
   }
-  return gemms;
+  return named;
 }
 
 std::string read_word(const std::string& where, const char* expected, const toml::node& node) {
@@ -136,12 +139,15 @@ std::string read_pattern(const std::string& where, const toml::node& node) try {
   fail(error.kind(), "{}", message.starts_with(where) ? message : where + ": " + message);
 }
 
-bool read_recipe_choice(const std::string& where, const toml::node& node) {
+std::string read_recipe(const std::string& where, const toml::node& node) {
+  std::vector<std::string> names = recipe_names();
+  names.insert(names.begin(), kBf16);
   const std::string recipe = node.value_or(std::string());
-  if (recipe != "bf16" && recipe != "delayed") {
-    fail(ErrorKind::usage, "{}: expected one of \"bf16\", \"delayed\", found {}", where, describe(node));
+  if (std::find(names.begin(), names.end(), recipe) == names.end()) {
+    fail(ErrorKind::usage, "{}: expected one of \"{}\", found {}", where, fmt::join(names, "\", \""),
+         describe(node));
   }
-  return recipe == "delayed";
+  return recipe;
 }
 
 Fp8Override read_override(const std::string& source, const toml::table& table) {
@@ -152,13 +158,15 @@ Fp8Override read_override(const std::string& source, const toml::table& table) {
     if (name == "match") {
       override.match = read_pattern(where, node);
     } else if (name == "gemm") {
-      override.gemms = read_gemms(where, node);
+      override.gemms = read_words(where, node, kGemmNames);
+    } else if (name == "operand") {
+      override.operands = read_words(where, node, {"input", "weight", "grad_output"});
     } else if (name == "recipe") {
-      override.fp8 = read_recipe_choice(where, node);
+      override.recipe = read_recipe(where, node);
     } else if (name == "why") {
       override.why = read_word(where, "a string that is not empty", node);
     } else {
-      fail(ErrorKind::usage, "{}: {}.{}: unknown key; known keys: match, gemm, recipe, why",
+      fail(ErrorKind::usage, "{}: {}.{}: unknown key; known keys: match, gemm, operand, recipe, why",
            place_of(source, key.source()), kOverrides, name);
     }
   }
@@ -166,6 +174,11 @@ Fp8Override read_override(const std::string& source, const toml::table& table) {
     if (!table.contains(required)) {
       fail(ErrorKind::usage, "{}: {}.{}: missing", place_of(source, table.source()), kOverrides, required);
     }
+  }
+  if (override.recipe != kBf16 && override.operands != std::array{true, true, true}) {
+    fail(ErrorKind::usage,
+         "{}: {}.operand: names operands that stay in BF16; expected recipe = \"{}\", found \"{}\"",
+         place_of(source, table.source()), kOverrides, kBf16, override.recipe);
   }
   return override;
 }

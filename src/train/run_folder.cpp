@@ -46,7 +46,7 @@ std::string tokenizer_folder(const std::string& run) {
 void require_same_history(const RunConfig& config, const std::vector<LinearState>& states) {
   if (config.precision != Precision::fp8) return;
   for (const LinearState& state : states) {
-    if (!state.recipe) continue;
+    if (!state.recipe || !is_delayed(*state.recipe)) continue;
     const int saved = std::get<DelayedScaling>(*state.recipe).amax_history_len;
     require(saved == config.fp8.amax_history_len, "fp8.amax_history_len: {} was trained with {}, found {}",
             state.name, saved, config.fp8.amax_history_len);

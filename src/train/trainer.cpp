@@ -1,5 +1,6 @@
 #include "train/trainer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/check.h"
@@ -35,6 +36,12 @@ Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
 void Trainer::resolve_fp8_auto() {
   config_.fp8.measured = false;
   if (!recipe_) return;
+  const bool all_delayed =
+      std::all_of(config_.fp8.overrides.begin(), config_.fp8.overrides.end(),
+                  [](const auto& o) { return o.recipe == kBf16 || o.recipe == "delayed"; });
+  require(is_delayed(*recipe_) && all_delayed,
+          "fp8.auto: times delayed scaling alone; found fp8.recipe = \"{}\"{}. Hint: fp8.auto = false",
+          config_.fp8.recipe, all_delayed ? "" : " and an [[fp8.override]] with another recipe");
   measured_ = measure_linears(backend(), model_, *recipe_, config_.train.batch * config_.model.context,
                               config_.train.accumulation);
   std::vector<std::string> names;
@@ -64,7 +71,9 @@ LossSum Trainer::accumulate(std::span<const HostBatch> micro_batches) {
   require(sum.tokens > 0, "train: a step without target tokens");
   const float gradient_scale = static_cast<float>(1.0 / static_cast<double>(sum.tokens));
   std::vector<Tensor> losses;
+  auto position = static_cast<std::uint64_t>(steps()) * micro_batches.size();
   for (const HostBatch& host : micro_batches) {
+    context_.set_noise(config_.train.seed, position++);
     const DeviceBatch batch = upload_batch(backend(), host);
     losses.push_back(backend().allocate(DType::f32, batch.targets.shape()));
     backend().run_repeated(

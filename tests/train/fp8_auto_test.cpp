@@ -107,8 +107,8 @@ class Fp8AutoRunTest : public ::testing::Test {
 };
 
 void Fp8AutoRunTest::check_choice(const std::string& backend) {
-  config.fp8.overrides = {{"lm_head", {false, true, false}, false, ""},
-                          {"*.out_proj", {true, true, true}, true, ""}};
+  config.fp8.overrides = {{"lm_head", {false, true, false}, kBf16},
+                          {"*.out_proj", {true, true, true}, "delayed"}};
   config.model.context = 8;  // the emulation is slow
   config.model.layers = 1;
   config.model.width = config.model.ffn_width = 16;

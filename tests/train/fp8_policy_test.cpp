@@ -18,7 +18,7 @@ constexpr std::int64_t kLayers = 6;
 
 Fp8Override override_of(const std::string& match, std::array<bool, 3> gemms = {true, true, true},
                         bool fp8 = false) {
-  return {match, gemms, fp8, ""};
+  return {match, gemms, fp8 ? "delayed" : kBf16};
 }
 
 /// "110": fprop and dgrad in FP8, wgrad not.
@@ -60,7 +60,7 @@ TEST(Fp8Policy, LaterOverridesWinAndTheFirstReasonStays) {
   EXPECT_EQ(fp8_policy_of("blocks.1.mlp.up_proj", fp8, kLayers)[2].why_not,
             "fp8.override of \"blocks.{0,1}.*\"");
   EXPECT_EQ(fp8_policy_of("lm_head", fp8, kLayers)[0].why_not, "fp8.lm_head = false");
-  fp8.overrides.push_back({"lm_head", {true, true, true}, true, ""});
+  fp8.overrides.push_back({.match = "lm_head", .recipe = "delayed"});
   EXPECT_EQ(policy("lm_head", fp8), "111");
   EXPECT_EQ(fp8_policy_of("lm_head", fp8, kLayers)[0].why_not, "");
 }

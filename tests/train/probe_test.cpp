@@ -202,8 +202,8 @@ TEST_F(ProbeTest, GatesThatReadNothingOpenByTheirBiasAlone) {
 
 TEST_F(ProbeTest, LeavesNoTraceInTheFp8StateWhateverThePolicy) {
   config.precision = Precision::fp8;
-  config.fp8.overrides = {{"blocks.0.*", {false, false, true}, false, ""},
-                          {"*.down_proj", {true, false, false}, false, ""}};
+  config.fp8.overrides = {{"blocks.0.*", {false, false, true}, kBf16},
+                          {"*.down_proj", {true, false, false}, kBf16}};
   Trainer trainer(make_backend("cpu", 2), config);
   const HostBatch batch = training_batches(config).at(0);
   trainer.step(1e-3f, std::span(&batch, 1));

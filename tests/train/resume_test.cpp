@@ -141,7 +141,7 @@ TEST_F(ResumeTest, EveryPrecisionGateAndRecipeGoesOnWithTheSameBits) {
     config.model.packed_qkv = variant.packed;
     config.fp8.amax_compute_algo = variant.algo;
     config.fp8.lm_head = variant.lm_head;
-    config.fp8.overrides = {{"blocks.0.*", {false, false, true}, false, ""}};
+    config.fp8.overrides = {{.match = "blocks.0.*", .gemms = {false, false, true}}};
     const std::string name = fmt::format("{}{}", name_of(variant.precision), variant.packed);
     rename_run(name + "-whole");
     train();
@@ -213,7 +213,7 @@ TEST_F(ResumeTest, AChangedConfigurationIsRefusedKeyByKey) {
   EXPECT_TRUE(contains(message, "model.rope_theta = 10000.0, not 99.0")) << message;
   EXPECT_TRUE(contains(message, "Hint")) << message;
   config = original;
-  config.fp8.overrides = {{"lm_head", {true, true, true}, false, ""}};
+  config.fp8.overrides = {{"lm_head", {true, true, true}, kBf16}};
   EXPECT_TRUE(contains(usage_error(), "fp8.override"));
   config = original;
   config.train.steps = 1;

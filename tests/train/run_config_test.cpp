@@ -122,8 +122,8 @@ TEST(RunConfigOverrides, AreReadInTurn) {
   const Fp8Config fp8 = parse(kOverrides).fp8;
   ASSERT_EQ(fp8.overrides.size(), 2u);
   EXPECT_EQ(fp8.overrides[0],
-            (Fp8Override{"blocks.{0,11}.*", {false, true, true}, false, "outliers: \"big\""}));
-  EXPECT_EQ(fp8.overrides[1], (Fp8Override{"lm_head", {true, true, true}, true, ""}));
+            (Fp8Override{"blocks.{0,11}.*", {false, true, true}, "bf16", "outliers: \"big\""}));
+  EXPECT_EQ(fp8.overrides[1], (Fp8Override{"lm_head", {true, true, true}, "delayed", ""}));
   EXPECT_EQ(fp8.margin, 1);
 }
 
@@ -140,13 +140,15 @@ TEST(RunConfigOverrides, AreChecked) {
   EXPECT_EQ(refused("match = \"a{b\"\nrecipe = \"bf16\""),
             "x.toml:2:9: fp8.override.match: pattern \"a{b\": a { without its }");
   EXPECT_EQ(refused("match = \"a\"\nrecipe = \"fp4\""),
-            "x.toml:3:10: fp8.override.recipe: expected one of \"bf16\", \"delayed\", found \"fp4\"");
+            "x.toml:3:10: fp8.override.recipe: expected one of \"bf16\", \"delayed\", \"current\", "
+            "\"block\", \"mxfp8\", "
+            "\"nvfp4\", found \"fp4\"");
   const std::string gemms = "expected an array of \"fprop\", \"dgrad\", \"wgrad\", found ";
   EXPECT_EQ(refused("gemm = \"wgrad\""), "x.toml:2:8: fp8.override.gemm: " + gemms + "\"wgrad\"");
   EXPECT_EQ(refused("gemm = []"), "x.toml:2:8: fp8.override.gemm: " + gemms + "an array");
   EXPECT_EQ(refused("gemm = [\"fprop\", \"bprop\"]"), "x.toml:2:8: fp8.override.gemm: " + gemms + "an array");
   EXPECT_EQ(refused("math = \"a\""),
-            "x.toml:2:1: fp8.override.math: unknown key; known keys: match, gemm, recipe, why");
+            "x.toml:2:1: fp8.override.math: unknown key; known keys: match, gemm, operand, recipe, why");
   EXPECT_EQ(refused("recipe = \"bf16\""), "x.toml:1:1: fp8.override.match: missing");
   EXPECT_EQ(refused("match = \"a\""), "x.toml:1:1: fp8.override.recipe: missing");
   EXPECT_EQ(refusal("[fp8]\noverride = 3"),

@@ -3,6 +3,7 @@
 #include "ops/contracts.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/kernels/gemm.h"
+#include "ops/host_operands.h"
 
 namespace quaver {
 namespace {
@@ -34,10 +35,6 @@ Operand operand_of(const Tensor& matrix, bool across) {
           .contraction = across ? matrix.rows() : matrix.cols(),
           .element = element_of(matrix.dtype()),
           .along_contraction = !across};
-}
-
-float scale_of(const GemmOperand& a, const GemmOperand& b) {
-  return is_fp8(a.dtype()) ? *a.scale_inv.data<float>() * *b.scale_inv.data<float>() : 1.0f;
 }
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
@@ -168,13 +165,15 @@ class Product {
 
 void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                       bool accumulate, const Tensor& out) {
-  check_gemm(kind, a, b, bias, out);
+  check_gemm(kind, a, b, bias, out, true);
   if (out.elements() == 0) return;
+  if (multiplies_widened(a, b))
+    return gemm(kind, widened(*this, a), widened(*this, b), bias, accumulate, out);
   const GemmOutput output{.data = out.raw(),
                           .stride = out.row_stride(),
                           .is_bf16 = out.dtype() == DType::bf16,
                           .accumulate = accumulate,
-                          .scale = scale_of(a, b),
+                          .scale = product_scale(a, b),
                           .bias = bias ? bias.data<float>() : nullptr};
   Product(*this, threads_, *kernels_.gemm, operand_of(a.values, kind == Gemm::wgrad),
           operand_of(b.values, kind != Gemm::fprop), output)

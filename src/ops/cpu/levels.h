@@ -9,6 +9,7 @@ namespace quaver::cpu {
 
 struct AdamWKernels;
 struct AttentionKernels;
+struct BlockCastKernels;
 struct CastKernels;
 struct CrossEntropyKernels;
 struct EmbeddingKernels;
@@ -23,6 +24,7 @@ struct ReductionKernels;
 struct Kernels {
   const AdamWKernels* adamw;
   const AttentionKernels* attention;
+  const BlockCastKernels* block_cast;
   const CastKernels* cast;
   const CrossEntropyKernels* cross_entropy;
   const EmbeddingKernels* embedding;

@@ -61,6 +61,8 @@ void CpuBackend::fill(const Tensor& destination, double value) {
       return fill_elements(threads_, destination, static_cast<std::uint8_t>(value));
     case DType::e4m3:
     case DType::e5m2:
+    case DType::e8m0:
+    case DType::e2m1:
       break;
   }
 }

@@ -21,8 +21,10 @@ void update_scale(const ScaleUpdate& update) {
   std::rotate(history, history + 1, history + length);
   float largest = 0.0f;
   for (std::int64_t i = 0; i < length; ++i) largest = history[i] > largest ? history[i] : largest;
+  float amax = update.algo == AmaxCompute::max ? largest : last;
+  if (update.algo == AmaxCompute::custom)
+    amax = (*update.function)({history, static_cast<std::size_t>(length)});
   history[0] = 0.0f;
-  const float amax = update.algo == AmaxCompute::max ? largest : last;
   if (!(amax > 0.0f) || !std::isfinite(amax)) return;
   const float next = std::ldexp(update.fp8_max, -update.margin) / amax;
   *scale = std::isinf(next) ? FLT_MAX : next;

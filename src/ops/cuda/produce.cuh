@@ -33,10 +33,10 @@ Sink<T> sink_of(const Output& output) {
   Sink<T> sink{};
   sink.values = matrix_of<T>(output.values);
   if (!output.quantized.defined()) return sink;
-  const auto& [bytes, transposed, scale_inv] = output.quantized;
-  sink.bytes = matrix_of<std::uint8_t>(bytes);
-  sink.transposed = matrix_of<std::uint8_t>(transposed);
-  sink.scale_inv = scale_inv.template data<float>();
+  const QuantizedTensor& quantized = output.quantized;
+  sink.bytes = matrix_of<std::uint8_t>(quantized.bytes);
+  sink.transposed = matrix_of<std::uint8_t>(quantized.transposed);
+  sink.scale_inv = quantized.scale_inv.template data<float>();
   sink.scale = output.quantizer.scale.data<float>();
   if (output.quantizer.amax) sink.amax = output.quantizer.amax.data<float>();
   if (output.quantizer.counters) sink.counters = output.quantizer.counters.data<unsigned long long>();

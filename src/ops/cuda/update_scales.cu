@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/check.h"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/matrix.cuh"
 #include "ops/cuda/reduce.cuh"
@@ -51,6 +52,13 @@ __global__ void __launch_bounds__(kThreads) update_slots(Slots slots) {
 
 void DeviceBackend::update_scales(std::span<const ScaleUpdate> updates) {
   check_update_scales(updates);
+  for (const ScaleUpdate& update : updates) {
+    require(update.algo != AmaxCompute::custom,
+            "update_scales: an amax_function runs on the host; the backend {} keeps histories on its device. "
+            "Hint: "
+            "amax_compute_algo = max or most_recent, or the backend cpu",
+            name());
+  }
   while (!updates.empty()) {
     const std::size_t count = std::min<std::size_t>(updates.size(), Slots::kMost);
     Slots slots{};

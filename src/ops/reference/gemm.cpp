@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/contracts.h"
+#include "ops/host_operands.h"
 #include "ops/reference/elements.h"
 #include "ops/reference/reference_backend.h"
 
@@ -59,10 +60,12 @@ float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
 
 void ReferenceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                             bool accumulate, const Tensor& out) {
-  const GemmSize size = check_gemm(kind, a, b, bias, out);
+  const GemmSize size = check_gemm(kind, a, b, bias, out, true);
+  if (multiplies_widened(a, b))
+    return gemm(kind, widened(*this, a), widened(*this, b), bias, accumulate, out);
   const Elements a_of(a.values), b_of(b.values);
-  const bool scaled = is_fp8(a.dtype());
-  const float scale = scaled ? *a.scale_inv.data<float>() * *b.scale_inv.data<float>() : 1.0f;
+  const bool scaled = a.scale_inv || b.scale_inv;
+  const float scale = product_scale(a, b);
   const reference::RealMatrix result(out);
   for (std::int64_t m = 0; m < size.m; ++m) {
     for (std::int64_t n = 0; n < size.n; ++n) {

@@ -25,6 +25,7 @@ void update_slot(const ScaleUpdate& update) {
     amax = 0;
     for (const float entry : window) amax = std::fmax(amax, entry);
   }
+  if (update.algo == AmaxCompute::custom) amax = (*update.function)(window);
   std::copy(window.begin(), window.end(), history);
   history[0] = 0;
 

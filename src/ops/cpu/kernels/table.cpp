@@ -4,6 +4,7 @@ namespace quaver::cpu::QUAVER_CPU_LEVEL {
 
 extern const AdamWKernels adamw_kernels;
 extern const AttentionKernels attention_kernels;
+extern const BlockCastKernels block_cast_kernels;
 extern const CastKernels cast_kernels;
 extern const CrossEntropyKernels cross_entropy_kernels;
 extern const EmbeddingKernels embedding_kernels;
@@ -18,6 +19,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     .adamw = &adamw_kernels,
     .attention = &attention_kernels,
+    .block_cast = &block_cast_kernels,
     .cast = &cast_kernels,
     .cross_entropy = &cross_entropy_kernels,
     .embedding = &embedding_kernels,
