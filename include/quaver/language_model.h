@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "quaver/autocast.h"
@@ -35,6 +36,13 @@ struct KvCache {
   std::int64_t length = 0, capacity = 0;
 };
 
+/// What one sequence of a batch adds to its cache.
+struct CacheExtension {
+  KvCache* cache = nullptr;  ///< not that of another sequence in the batch
+  std::int64_t length = 0;   ///< tokens, at least 1; they stand at positions cache->length, ...
+  std::int64_t logits = 1;   ///< for how many of these tokens, counted from the last, logits are wanted
+};
+
 class LanguageModel : public Module {
  public:
   /// Parameters are initialised from `seed`: matrices normal(0, init_std), those that write to the residual
@@ -54,9 +62,14 @@ class LanguageModel : public Module {
     Saved& operator=(Saved&&) noexcept;
   };
 
-  /// Logits [M, vocab] in the context's high precision. Runs under the Autocast scope the caller opened. With
-  /// a cache (batch 1) the tokens continue the sequence in it, and positions must start at cache->length.
-  Tensor forward(Context& context, const TokenBatch& tokens, Saved* saved, KvCache* cache = nullptr);
+  /// Logits [M, vocab] in the context's high precision. Runs under the Autocast scope the caller opened.
+  Tensor forward(Context& context, const TokenBatch& tokens, Saved* saved);
+
+  /// Continues cached sequences of any lengths, each by its own number of tokens: `tokens` i32[sum of lengths]
+  /// holds those of the first sequence, then those of the second, ... Returns the wanted logits
+  /// [sum of logits, vocab] in the same order. For evaluation. A sequence's logits do not depend on the others
+  /// where a product's rows do not depend on how many there are: the `cpu` and `reference` backends.
+  Tensor extend(Context& context, const Tensor& tokens, std::span<const CacheExtension> sequences);
 
   /// Where cross entropy writes the gradient of the logits.
   Output make_logits_gradient(Context& context, const Saved& saved);
@@ -71,6 +84,10 @@ class LanguageModel : public Module {
   Backend& backend() { return *backend_; }
 
  private:
+  Tensor embed(Context& context, const TokenBatch& tokens);
+  /// Final norm and lm_head.
+  Tensor head(Context& context, const Tensor& x, Saved* saved);
+
   std::shared_ptr<Backend> backend_;
   ModelConfig config_;
   std::shared_ptr<Parameter> embedding_;

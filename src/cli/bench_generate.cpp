@@ -6,7 +6,7 @@
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/peak.h"
-#include "train/generation_benchmark.h"
+#include "generate/generation_benchmark.h"
 
 namespace quaver::cli {
 namespace {

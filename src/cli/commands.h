@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "generate/sampling.h"
+
 namespace quaver::cli {
 
 struct TrainArguments {
@@ -19,6 +21,8 @@ int train(const TrainArguments& arguments);
 struct EvalArguments {
   std::string run;
   std::vector<std::string> overrides;
+  std::string choices;     ///< a file of multiple-choice questions; empty: validation loss
+  std::int64_t limit = 0;  ///< of questions; 0: all
   bool json = false;
 };
 int eval(const EvalArguments& arguments);
@@ -26,14 +30,31 @@ int eval(const EvalArguments& arguments);
 struct SampleArguments {
   std::string run;
   std::vector<std::string> overrides;
-  std::string prompt;
+  std::vector<std::string> prompts;
+  std::string prompt_file;
   std::int64_t tokens = 200;
-  float temperature = 0.8f;
-  std::int64_t top_k = 0;
+  SamplingOptions sampling;
   std::uint64_t seed = 1;
+  std::vector<std::string> stop;
+  std::int64_t batch = 16;
   bool json = false;
 };
 int sample(const SampleArguments& arguments);
+
+struct ServeArguments {
+  std::string run;
+  std::vector<std::string> overrides;
+  std::string host = "127.0.0.1";
+  int port = 8000;   ///< 0: any free one
+  std::string name;  ///< of the model; empty: the folder's
+  std::int64_t max_batch = 16, queue = 64;
+  std::int64_t max_tokens = 0;  ///< 0: as many as model.context has room for
+  std::int64_t max_body = 4 << 20;
+  std::int64_t timeout = 300;  ///< seconds
+  bool json = false;
+};
+/// Returns after SIGINT or SIGTERM.
+int serve(const ServeArguments& arguments);
 
 struct InspectArguments {
   std::string run;

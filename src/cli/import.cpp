@@ -22,12 +22,15 @@ int import_model(const ImportArguments& arguments) {
     const nlohmann::ordered_json json = {{"architecture", architecture},
                                          {"parameters", result.parameters},
                                          {"tokenizer", result.has_tokenizer},
+                                         {"tokenizer_problem", result.tokenizer_problem},
                                          {"run", arguments.output}};
     fmt::print("{}\n", json.dump());
     return 0;
   }
   fmt::print("{}: {}, {} parameters{}\n", arguments.output, architecture, result.parameters,
-             result.has_tokenizer ? ", tokenizer.json copied" : "");
+             result.has_tokenizer ? ", tokenizer copied" : "");
+  if (!result.tokenizer_problem.empty())
+    fmt::print("its tokenizer cannot be read: {}\n", result.tokenizer_problem);
   fmt::print(
       "to continue training: quaver train {} train.init={} run.dir=FOLDER data.path=PATH precision=fp8\n",
       config_path(arguments.output), arguments.output);

@@ -27,37 +27,22 @@ void add_train(CLI::App& app, Command& chosen) {
 }
 
 void add_eval(CLI::App& app, Command& chosen) {
-  CLI::App* command = app.add_subcommand("eval", "Validation loss of a trained model");
+  CLI::App* command =
+      app.add_subcommand("eval", "Validation loss, or accuracy on questions, of a trained model");
   auto arguments = std::make_shared<EvalArguments>();
-  command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
+  command->add_option("run", arguments->run, "run folder, checkpoint, or Hugging Face folder")
+      ->required()
+      ->type_name("RUN");
   command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
+  command
+      ->add_option("--choices", arguments->choices,
+                   "multiple-choice questions: a file of llm.c's form, or JSON lines")
+      ->type_name("FILE");
+  command->add_option("--limit", arguments->limit, "only the first N questions; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
   command->add_flag("--json", arguments->json, "print the result as one JSON object");
   command->callback([=, &chosen] { chosen = [=] { return eval(*arguments); }; });
-}
-
-void add_sample(CLI::App& app, Command& chosen) {
-  CLI::App* command = app.add_subcommand("sample", "Let a trained model continue a text");
-  auto arguments = std::make_shared<SampleArguments>();
-  command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
-  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
-  command->add_option("--prompt", arguments->prompt, "text to continue")->type_name("TEXT");
-  command->add_option("--tokens", arguments->tokens, "most tokens to draw")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->type_name("N");
-  command->add_option("--temperature", arguments->temperature, "0: always the likeliest token")
-      ->check(CLI::Range(0.0f, 100.0f))
-      ->capture_default_str()
-      ->type_name("T");
-  command->add_option("--top-k", arguments->top_k, "draw among the K likeliest tokens; 0: among all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->type_name("K");
-  command->add_option("--seed", arguments->seed, "of the random numbers")
-      ->capture_default_str()
-      ->type_name("S");
-  command->add_flag("--json", arguments->json, "print the result as one JSON object");
-  command->callback([=, &chosen] { chosen = [=] { return sample(*arguments); }; });
 }
 
 void add_inspect(CLI::App& app, Command& chosen) {
@@ -135,7 +120,7 @@ int run(int argc, char** argv) {
   Command chosen;
   add_train(app, chosen);
   add_eval(app, chosen);
-  add_sample(app, chosen);
+  add_generation(app, chosen);
   add_inspect(app, chosen);
   add_probe(app, chosen);
   add_verify(app, chosen);

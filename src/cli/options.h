@@ -20,6 +20,9 @@ void add_tokenize(CLI::App& app, Command& chosen);
 /// Adds `bench` and its subcommands to `app`; the one that is given becomes `chosen`.
 void add_bench(CLI::App& app, Command& chosen);
 
+/// Adds `sample` and `serve`.
+void add_generation(CLI::App& app, Command& chosen);
+
 /// Adds `export` and `import`.
 void add_interop(CLI::App& app, Command& chosen);
 

@@ -7,6 +7,8 @@
 #include "interop/hf_model.h"
 #include "interop/hf_weights.h"
 #include "quaver/backend.h"
+#include "text/token_data.h"
+#include "text/tokenizer.h"
 #include "train/run_folder.h"
 
 namespace quaver {
@@ -20,15 +22,26 @@ auto naming(const std::string& folder, Action action) try {
   fail(error.kind(), "{}: {}", folder, error.what());
 }
 
+/// What keeps Quaver from reading the folder's tokenizer; empty: nothing.
+std::string tokenizer_problem(const std::string& folder) try {
+  load_tokenizer(folder);
+  return "";
+} catch (const Error& error) {
+  return error.what();
+}
+
 RunConfig run_config(const HfImportOptions& options, const ModelConfig& model) {
   RunConfig imported;
   imported.precision = Precision::bf16;
   imported.model = model;
   imported.data.path = "data/text";
-  imported.run.dir = options.run;
+  imported.data.tokenizer = tokenizer_problem(options.folder).empty()
+                                ? std::filesystem::absolute(options.folder).lexically_normal().string()
+                                : kUnknownTokenizer;
+  if (!options.run.empty()) imported.run.dir = options.run;
   const std::string source = options.folder + "/config.json";
   const RunConfig config = parse_run_config(to_toml(imported), source, options.overrides);
-  require(config.run.dir == options.run, "run.dir: it is --output");
+  require(config.run.dir == imported.run.dir, "run.dir: it is --output");
   for (const std::string& key : differing_keys(imported, config)) {
     // The weights are laid out as the override of model.qkv says.
     require(!describes_weights(key) || key == "model.qkv",
@@ -37,17 +50,12 @@ RunConfig run_config(const HfImportOptions& options, const ModelConfig& model) {
   return config;
 }
 
-/// Sample and training speak bytes; the file lies ready for whoever reads the text of such a model.
-bool copy_tokenizer(const std::string& from, const std::string& to) {
-  const std::string path = from + "/tokenizer.json";
-  if (!std::filesystem::exists(path)) return false;
-  write_file_atomically(to + "/tokenizer.json", read_file(path));
-  return true;
-}
+struct Loaded {
+  HfArchitecture architecture;
+  LoadedRun run;
+};
 
-}  // namespace
-
-HfImported import_hf_model(const HfImportOptions& options) {
+Loaded load(const HfImportOptions& options) {
   const std::string source = options.folder + "/config.json";
   HfModel model = parse_hf_config(read_file(source), source, options.gate_layout, options.ignored_keys);
   FloatArrays weights =
@@ -58,13 +66,35 @@ HfImported import_hf_model(const HfImportOptions& options) {
     model.config.gate = GateKind::headwise;
     naming(options.folder, [&] { make_gates_headwise(model.config, weights); });
   }
-  const RunConfig config = run_config(options, model.config);
-  LanguageModel built(make_backend(config.backend, config.threads), config.model, config.train.seed);
-  naming(options.folder, [&] { write_parameters(built, std::move(weights)); });
+  Loaded loaded{model.architecture, {run_config(options, model.config), nullptr, 0}};
+  const RunConfig& config = loaded.run.config;
+  loaded.run.model = std::make_unique<LanguageModel>(make_backend(config.backend, config.threads),
+                                                     config.model, config.train.seed);
+  naming(options.folder, [&] { write_parameters(*loaded.run.model, std::move(weights)); });
+  return loaded;
+}
+
+}  // namespace
+
+LoadedRun load_hf_model(const HfImportOptions& options) {
+  return load(options).run;
+}
+
+HfImported import_hf_model(const HfImportOptions& options) {
+  Loaded loaded = load(options);
+  RunConfig& config = loaded.run.config;
   create_run_folder(config);
-  const bool has_tokenizer = copy_tokenizer(options.folder, options.run);
-  save_model(config, built, 0);
-  return {model.architecture, parameter_count(config.model), has_tokenizer};
+  HfImported result{loaded.architecture, parameter_count(config.model), false, ""};
+  result.has_tokenizer = names_tokenizer_file(config.data.tokenizer);
+  if (result.has_tokenizer) {
+    // From now on the run's own copy, so that the source may go.
+    config.data.tokenizer = std::filesystem::absolute(options.run).lexically_normal();
+    write_file_atomically(config_path(options.run), to_toml(config));
+  } else if (std::filesystem::exists(options.folder + "/tokenizer.json")) {
+    result.tokenizer_problem = tokenizer_problem(options.folder);
+  }
+  save_model(config, *loaded.run.model, 0);
+  return result;
 }
 
 }  // namespace quaver

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "interop/hf_config.h"
+#include "train/run_folder.h"
 
 namespace quaver {
 
@@ -28,7 +29,7 @@ HfExported export_hf_model(const HfExportOptions& options);
 
 struct HfImportOptions {
   std::string folder;                  ///< of config.json and the weights
-  std::string run;                     ///< the run folder to make
+  std::string run;                     ///< the run folder to make; empty for `load_hf_model`
   std::vector<std::string> overrides;  ///< of the run file; of [model], only what is no part of the weights
   GateLayout gate_layout = GateLayout::per_head;
   bool headwise_gate = false;             ///< a stock gate whose rows are equal in every head: one row a head
@@ -38,11 +39,15 @@ struct HfImportOptions {
 struct HfImported {
   HfArchitecture architecture = HfArchitecture::llama;
   std::int64_t parameters = 0;
-  bool has_tokenizer = false;  ///< tokenizer.json was there and is copied
+  bool has_tokenizer = false;     ///< the folder's tokenizer is copied and is the run's
+  std::string tokenizer_problem;  ///< why a tokenizer that is there cannot be read
 };
 
-/// Makes a run folder at step 0, in BF16 unless an override says otherwise: FP8 scales are not known before
-/// the first training step.
+/// The model at step 0, in BF16 unless an override says otherwise. config.data.tokenizer names the folder if Quaver reads the
+/// tokenizer in it, and is "none" if not.
+LoadedRun load_hf_model(const HfImportOptions& options);
+
+/// Makes a run folder of `load_hf_model`'s model. FP8 scales are not known before the first training step.
 HfImported import_hf_model(const HfImportOptions& options);
 
 }  // namespace quaver

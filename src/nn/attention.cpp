@@ -87,31 +87,44 @@ void Attention::transform_backward(std::int64_t heads, Parameter* gain, const Te
                                     gain ? gain->accumulated_gradient(backend_) : Tensor());
 }
 
+AttentionShape Attention::shape_of(std::int64_t batch, std::int64_t query_len, std::int64_t key_len) const {
+  return {batch,
+          query_len,
+          key_len,
+          config_.heads,
+          config_.kv_heads,
+          config_.head_dim,
+          1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+}
+
+void Attention::attend_cached(const CachedLayer& cached, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& o) {
+  std::int64_t row = 0;
+  for (const CacheExtension& sequence : cached.sequences) {
+    const KvCache::Layer& layer = sequence.cache->layers[cached.layer];
+    const std::int64_t begin = sequence.cache->length, count = sequence.length, end = begin + count;
+    backend_.copy(k.slice(row, count), layer.keys.slice(begin, count));
+    backend_.copy(v.slice(row, count), layer.values.slice(begin, count));
+    backend_.attention(shape_of(1, count, end), q.slice(row, count), layer.keys.slice(0, end),
+                       layer.values.slice(0, end), {}, o.slice(row, count), {});
+    row += count;
+  }
+}
+
 Tensor Attention::forward(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
-                          KvCache::Layer* cache, std::int64_t cached) {
+                          const CachedLayer* cached) {
   const Projections p = project(context, x, saved);
   const Tensor q = transform_forward(config_.heads, q_gain_.get(), p.q, tokens.positions);
-  Tensor k = transform_forward(config_.kv_heads, k_gain_.get(), p.k, tokens.positions);
-  Tensor v = p.v;
-  AttentionShape shape{tokens.batch,
-                       tokens.length,
-                       tokens.length,
-                       config_.heads,
-                       config_.kv_heads,
-                       config_.head_dim,
-                       1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
-  if (cache) {
-    shape.key_len = cached + tokens.length;
-    backend_.copy(k, cache->keys.slice(cached, tokens.length));
-    backend_.copy(v, cache->values.slice(cached, tokens.length));
-    k = cache->keys.slice(0, shape.key_len);
-    v = cache->values.slice(0, shape.key_len);
-  }
-
+  const Tensor k = transform_forward(config_.kv_heads, k_gain_.get(), p.k, tokens.positions);
   const std::int64_t rows = tokens.batch * tokens.length;
+  const AttentionShape shape = shape_of(tokens.batch, tokens.length, tokens.length);
   const Tensor o = backend_.allocate(q.dtype(), {rows, q_columns_});
   const Tensor lse = saved ? backend_.allocate(DType::f32, {rows, config_.heads}) : Tensor();
-  backend_.attention(shape, q, k, v, tokens.first_key, o, lse);
+  if (cached) {
+    attend_cached(*cached, q, k, p.v, o);
+  } else {
+    backend_.attention(shape, q, k, p.v, tokens.first_key, o, lse);
+  }
 
   Output gated = p.gate ? out_proj_->make_input(context, rows) : out_proj_->cast_input(context, o);
   if (p.gate) backend_.gate(config_.gate_activation, o, p.gate, gated);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "nn/rotary.h"
 #include "quaver/backend.h"
@@ -16,6 +17,12 @@
 #include "quaver/module.h"
 
 namespace quaver {
+
+/// The caches that the attention of one layer extends.
+struct CachedLayer {
+  std::span<const CacheExtension> sequences;
+  std::size_t layer = 0;
+};
 
 class Attention : public Module {
  public:
@@ -38,9 +45,10 @@ class Attention : public Module {
 
   /// Where the norm before the attention should write: every projection reads this one tensor.
   Output make_input(Context& context, std::int64_t rows);
-  /// x as `make_input` described it -> [M, width].
+  /// x as `make_input` described it -> [M, width]. With `cached`, the rows of x are those of its sequences one after
+  /// the other.
   Tensor forward(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
-                 KvCache::Layer* cache, std::int64_t cached);
+                 const CachedLayer* cached);
   /// Writes dx from dy [M, width].
   void backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx);
 
@@ -52,6 +60,10 @@ class Attention : public Module {
   Projections project(Context& context, const Output& x, Saved* saved);
   Projections allocate_gradients(DType dtype, std::int64_t rows);
   void project_backward(Context& context, const Saved& saved, const Projections& gradients, const Tensor& dx);
+  AttentionShape shape_of(std::int64_t batch, std::int64_t query_len, std::int64_t key_len) const;
+  /// Appends k and v to the caches, and attends to each sequence by itself.
+  void attend_cached(const CachedLayer& cached, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& o);
   bool transforms() const { return rotary_.cosine.defined() || config_.qk_norm != QkNorm::none; }
   HeadTransform transform(std::int64_t heads, Parameter* gain) const;
   Tensor transform_forward(std::int64_t heads, Parameter* gain, const Tensor& x, const Tensor& positions);

@@ -16,11 +16,11 @@ Block::Block(Backend& backend, const ModelConfig& config, const Rotary* rotary)
       mlp_(backend, config) {}
 
 Tensor Block::forward(Context& context, const TokenBatch& tokens, const Tensor& x, BlockSaved* saved,
-                      KvCache::Layer* cache, std::int64_t cached) {
+                      const CachedLayer* cached) {
   const Output attention_in = attention_.make_input(context, x.rows());
   attention_norm_->forward(x, attention_in, saved ? &saved->attention_norm : nullptr);
   const Tensor x1 =
-      attention_.forward(context, tokens, attention_in, saved ? &saved->attention : nullptr, cache, cached);
+      attention_.forward(context, tokens, attention_in, saved ? &saved->attention : nullptr, cached);
   backend_.add(x, x1, x1);
 
   const Output mlp_in = mlp_.make_input(context, x.rows());

@@ -21,9 +21,9 @@ struct BlockSaved {
 class Block : public Module {
  public:
   Block(Backend& backend, const ModelConfig& config, const Rotary* rotary);
-  /// x [M, width] -> [M, width]. `cached` positions precede the tokens when there is a cache.
+  /// x [M, width] -> [M, width].
   Tensor forward(Context& context, const TokenBatch& tokens, const Tensor& x, BlockSaved* saved,
-                 KvCache::Layer* cache, std::int64_t cached);
+                 const CachedLayer* cached);
   /// Turns the gradient of the block's output into that of its input, in place.
   void backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient);
   void visit(const std::string& name, ModuleVisitor& visitor) override;

@@ -73,30 +73,74 @@ LanguageModel::LanguageModel(std::shared_ptr<Backend> backend, const ModelConfig
 
 LanguageModel::~LanguageModel() = default;
 
-Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved* saved, KvCache* cache) {
-  const std::int64_t rows = tokens.batch * tokens.length, cached = cache ? cache->length : 0;
-  require(tokens.tokens.shape() == Shape{rows}, "model: expected {} x {} tokens, found shape {}",
-          tokens.batch, tokens.length, to_string(tokens.tokens.shape()));
-  require(cached + tokens.length <= config_.context, "model: {} positions exceed model.context = {}",
-          cached + tokens.length, config_.context);
-  require(!cache || (tokens.batch == 1 && !saved && cached + tokens.length <= cache->capacity),
-          "model: a key/value cache serves one sequence in evaluation, up to its capacity");
-
-  Tensor x = backend_->allocate(context.high_precision(), {rows, config_.width});
+Tensor LanguageModel::embed(Context& context, const TokenBatch& tokens) {
+  const Tensor x =
+      backend_->allocate(context.high_precision(), {tokens.batch * tokens.length, config_.width});
   backend_->embedding(tokens.tokens, embedding_->value, position_embedding_ ? tokens.positions : Tensor(),
                       position_embedding_ ? position_embedding_->value : Tensor(), x);
-  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+  return x;
+}
+
+Tensor LanguageModel::head(Context& context, const Tensor& x, Saved* saved) {
+  const Output head_in = lm_head_->make_input(context, x.rows());
+  final_norm_->forward(x, head_in, saved ? &saved->final_norm : nullptr);
+  return lm_head_->forward(context, head_in, saved ? &saved->lm_head : nullptr);
+}
+
+Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved* saved) {
+  const std::int64_t rows = tokens.batch * tokens.length;
+  require(tokens.tokens.shape() == Shape{rows}, "model: expected {} x {} tokens, found shape {}",
+          tokens.batch, tokens.length, to_string(tokens.tokens.shape()));
+  require(tokens.length <= config_.context, "model: {} positions exceed model.context = {}", tokens.length,
+          config_.context);
+  Tensor x = embed(context, tokens);
+  for (const auto& block : blocks_) {
     auto block_saved = saved ? std::make_unique<BlockSaved>() : nullptr;
-    x = blocks_[layer]->forward(context, tokens, x, block_saved.get(),
-                                cache ? &cache->layers[layer] : nullptr, cached);
+    x = block->forward(context, tokens, x, block_saved.get(), nullptr);
     if (saved) saved->blocks.push_back(std::move(block_saved));
   }
   if (saved) saved->tokens = tokens;
-  if (cache) cache->length += tokens.length;
+  return head(context, x, saved);
+}
 
-  const Output head_in = lm_head_->make_input(context, rows);
-  final_norm_->forward(x, head_in, saved ? &saved->final_norm : nullptr);
-  return lm_head_->forward(context, head_in, saved ? &saved->lm_head : nullptr);
+Tensor LanguageModel::extend(Context& context, const Tensor& tokens,
+                             std::span<const CacheExtension> sequences) {
+  std::vector<std::int32_t> positions;
+  std::int64_t logit_rows = 0;
+  for (const CacheExtension& sequence : sequences) {
+    const std::int64_t begin = sequence.cache->length, end = begin + sequence.length;
+    require(sequence.length >= 1 && sequence.logits >= 0 && sequence.logits <= sequence.length,
+            "model: {} tokens with {} rows of logits extend a cached sequence", sequence.length,
+            sequence.logits);
+    require(end <= config_.context && end <= sequence.cache->capacity,
+            "model: {} positions exceed model.context = {} or the cache's capacity {}", end, config_.context,
+            sequence.cache->capacity);
+    for (std::int64_t at = begin; at < end; ++at) positions.push_back(static_cast<std::int32_t>(at));
+    logit_rows += sequence.logits;
+  }
+  const auto rows = static_cast<std::int64_t>(positions.size());
+  require(rows > 0, "model: no sequence to extend");
+  require(tokens.shape() == Shape{rows}, "model: expected {} tokens, found shape {}", rows,
+          to_string(tokens.shape()));
+
+  const TokenBatch batch{1, rows, tokens, upload(*backend_, positions, {rows}), {}};
+  Tensor x = embed(context, batch);
+  CachedLayer cached{sequences, 0};
+  for (const auto& block : blocks_) {
+    x = block->forward(context, batch, x, nullptr, &cached);
+    ++cached.layer;
+  }
+  const Tensor wanted = logit_rows == rows ? x : backend_->allocate(x.dtype(), {logit_rows, config_.width});
+  std::int64_t row = 0, out = 0;
+  for (const CacheExtension& sequence : sequences) {
+    row += sequence.length;
+    if (logit_rows != rows && sequence.logits > 0)
+      backend_->copy(x.slice(row - sequence.logits, sequence.logits), wanted.slice(out, sequence.logits));
+    out += sequence.logits;
+    sequence.cache->length += sequence.length;
+  }
+  if (logit_rows == 0) return backend_->allocate(context.high_precision(), {0, config_.vocab});
+  return head(context, wanted, nullptr);
 }
 
 Output LanguageModel::make_logits_gradient(Context& context, const Saved& saved) {

@@ -14,8 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kUnknownTokenizer = "none";
-
 int width_for(const Tokenizer& tokenizer) {
   return tokenizer.vocab() <= 1 << 16 ? 2 : 4;
 }

@@ -47,6 +47,9 @@ struct WrittenShards {
 WrittenShards write_token_shards(const DataConfig& config, const std::string& folder,
                                  std::int64_t shard_tokens);
 
+/// data.tokenizer of tokens whose tokenizer is not known.
+inline constexpr const char* kUnknownTokenizer = "none";
+
 /// Whether data.tokenizer names a file or folder: it is neither "bytes" nor "none".
 bool names_tokenizer_file(const std::string& tokenizer);
 

@@ -112,8 +112,8 @@ std::shared_ptr<const Tokenizer> parse_tokenizer(const std::string& content, con
 }
 
 std::int32_t choose_document_token(const std::vector<AddedToken>& added, const std::string& wanted) {
-  static const std::vector<std::string> usual = {"<|endoftext|>", "<|end_of_text|>", "</s>",
-                                                 "<eos>",         "<|im_end|>",      "<s>"};
+  static const std::vector<std::string> usual = {
+      "<|document|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<s>"};
   const std::vector<std::string> names = wanted.empty() ? usual : std::vector{wanted};
   for (const std::string& name : names) {
     for (const AddedToken& token : added) {

@@ -44,9 +44,9 @@ DeviceBatch upload_batch(Backend& backend, const HostBatch& batch) {
 }
 
 Tensor forward_logits(LanguageModel& model, Context& context, const std::optional<Recipe>& recipe,
-                      const TokenBatch& tokens, LanguageModel::Saved* saved, KvCache* cache) {
+                      const TokenBatch& tokens, LanguageModel::Saved* saved) {
   const Autocast scope(context, recipe.has_value(), recipe.value_or(DelayedScaling{}));
-  return model.forward(context, tokens, saved, cache);
+  return model.forward(context, tokens, saved);
 }
 
 void accumulate_gradients(LanguageModel& model, Context& context, const std::optional<Recipe>& recipe,

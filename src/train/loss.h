@@ -30,7 +30,7 @@ DeviceBatch upload_batch(Backend& backend, const HostBatch& batch);
 
 /// Logits of `tokens` in an Autocast scope of its own: FP8 under `recipe`, high precision without one.
 Tensor forward_logits(LanguageModel& model, Context& context, const std::optional<Recipe>& recipe,
-                      const TokenBatch& tokens, LanguageModel::Saved* saved, KvCache* cache = nullptr);
+                      const TokenBatch& tokens, LanguageModel::Saved* saved);
 
 /// Forward and backward of one micro-batch: adds gradient_scale * d(sum of losses) to every gradient, and
 /// writes the loss of each token to `losses` (f32[M]).

@@ -32,6 +32,15 @@ std::string to_json_line(const StepReport& report) {
   return line.dump();
 }
 
+std::vector<Scalar> scalars_of(const StepReport& report) {
+  std::vector<Scalar> scalars;
+  const auto line = nlohmann::ordered_json::parse(to_json_line(report));
+  for (const auto& [name, value] : line.items()) {
+    if (name != "step" && value.is_number()) scalars.push_back({name, value.get<float>()});
+  }
+  return scalars;
+}
+
 std::string metrics_until(std::int64_t step, std::string_view lines) {
   std::string kept;
   while (!lines.empty()) {

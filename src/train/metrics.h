@@ -5,7 +5,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "observe/event_file.h"
 #include "train/fp8_report.h"
 #include "train/loss.h"
 
@@ -21,6 +23,9 @@ struct StepReport {
 
   double tokens_per_second() const { return static_cast<double>(loss.tokens) / seconds; }
 };
+
+/// Its finite numbers by the names they have in metrics.jsonl, without the step.
+std::vector<Scalar> scalars_of(const StepReport& report);
 
 /// The line of metrics.jsonl.
 std::string to_json_line(const StepReport& report);

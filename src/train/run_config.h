@@ -40,6 +40,7 @@ struct TrainConfig {
   std::int64_t log_every = 10;        ///< steps between log lines
   std::int64_t save_every = 0;        ///< steps between checkpoints; 0: only at the end
   std::int64_t keep_checkpoints = 2;  ///< so many of the newest are kept
+  bool tensorboard = false;           ///< the metrics also go to TensorBoard event files
   /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
   std::string init = "random";
 

@@ -270,6 +270,8 @@ void add_train(std::vector<ConfigField>& fields) {
                 "steps between checkpoints; 0: only at the end");
   train.integer("keep_checkpoints", &TrainConfig::keep_checkpoints, 1, kNoLimit,
                 "so many of the newest are kept");
+  train.boolean("tensorboard", &TrainConfig::tensorboard,
+                "also write TensorBoard event files to the run folder");
   train.text("init", &TrainConfig::init, "\"random\", or a run folder whose weights to begin with");
 }
 

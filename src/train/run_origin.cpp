@@ -12,7 +12,7 @@
 namespace quaver {
 namespace {
 
-constexpr std::array<std::string_view, 13> kMayChange = {"backend",
+constexpr std::array<std::string_view, 14> kMayChange = {"backend",
                                                          "threads",
                                                          "resume",
                                                          "run.dir",
@@ -23,6 +23,7 @@ constexpr std::array<std::string_view, 13> kMayChange = {"backend",
                                                          "train.eval_every",
                                                          "train.save_every",
                                                          "train.init",
+                                                         "train.tensorboard",
                                                          "train.eval_batches",
                                                          "train.keep_checkpoints"};
 

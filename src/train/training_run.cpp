@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/crc32c.h"
 #include "base/files.h"
+#include "observe/event_file.h"
 #include "quaver/backend.h"
 #include "train/flops.h"
 #include "train/run_folder.h"
@@ -46,6 +47,8 @@ class Run {
   TrainingResult execute() {
     begin();
     AppendFile metrics(metrics_path(config_.run.dir));
+    std::optional<EventFile> events;
+    if (config_.train.tensorboard) events.emplace(config_.run.dir, progress_.step + 1);
     Checkpointer checkpointer(files_, config_.run.dir, config_.train.keep_checkpoints,
                               [&] { metrics.sync(); });
     TrainingResult result;
@@ -57,6 +60,7 @@ class Run {
         report.validation = trainer_.evaluate(validation_);
       }
       metrics.append(to_json_line(report));
+      if (events) events->append(report.step, scalars_of(report));
       observer_.stepped(report);
       if (last || result.stopped || save_is_due(report.step)) {
         tell(checkpointer.begin(trainer_, progress_));

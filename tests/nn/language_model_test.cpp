@@ -71,10 +71,16 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
     model.visit("", result);
     return result;
   }
-  std::vector<float> logits(LanguageModel& model, Context& context, const TokenBatch& batch,
-                            KvCache* cache = nullptr) {
+  std::vector<float> logits(LanguageModel& model, Context& context, const TokenBatch& batch) {
     const NoGradients evaluation(context);
-    return download(*backend, model.forward(context, batch, nullptr, cache));
+    return download(*backend, model.forward(context, batch, nullptr));
+  }
+  /// All logits of the tokens that extend the sequences.
+  std::vector<float> extend(LanguageModel& model, Context& context, const std::vector<std::int32_t>& tokens,
+                            const std::vector<CacheExtension>& sequences) {
+    const NoGradients evaluation(context);
+    const Tensor on_device = upload(*backend, tokens, {static_cast<std::int64_t>(tokens.size())});
+    return download(*backend, model.extend(context, on_device, sequences));
   }
 };
 
@@ -172,15 +178,62 @@ TEST_P(LanguageModelTest, GeneratingWithACacheGivesTheLogitsOfTheWholeSequence) 
     std::vector<float> pieces;
     for (const auto& [begin, count] : {std::pair{0, 5}, {5, 1}, {6, 1}, {7, 5}}) {
       const std::vector<std::int32_t> piece(tokens.begin() + begin, tokens.begin() + begin + count);
-      const auto part = logits(model, context, token_batch(*backend, piece, 1, begin), &cache);
+      const auto part = extend(model, context, piece, {{&cache, count, count}});
       pieces.insert(pieces.end(), part.begin(), part.end());
     }
     ASSERT_EQ(pieces.size(), whole.size());
     // FP32; softmax blocks may be cut differently for other query counts: a few roundings of numbers of
     // size 1.
     for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(pieces[i], whole[i], 1e-4);
-    EXPECT_THROW(logits(model, context, token_batch(*backend, {1}, 1, 12), &cache), Error)
-        << "beyond model.context";
+    EXPECT_THROW(extend(model, context, {1}, {{&cache, 1, 1}}), Error) << "beyond model.context";
+  }
+}
+
+/// Products compute each row alone on these backends, so the other sequences leave no trace; `cuda` chooses its kernels by
+/// the number of rows.
+TEST_P(LanguageModelTest, ASequencesLogitsDoNotDependOnTheBatch) {
+  if (backend->name() != "cpu" && backend->name() != "reference") GTEST_SKIP();
+  ModelConfig config = small_config();
+  config.gate = GateKind::elementwise;
+  for (const bool fp8 : {false, true}) {
+    LanguageModel model(backend, config, 1);
+    Context context(*backend);
+    const Autocast scope(context, fp8);
+    const auto a = random_tokens(11, config.vocab, 1), b = random_tokens(7, config.vocab, 2);
+    const auto piece = [](const std::vector<std::int32_t>& tokens, int begin, int count) {
+      return std::vector<std::int32_t>(tokens.begin() + begin, tokens.begin() + begin + count);
+    };
+    const auto joined = [](std::vector<std::int32_t> first, const std::vector<std::int32_t>& second) {
+      first.insert(first.end(), second.begin(), second.end());
+      return first;
+    };
+    const DType dtype = context.high_precision();
+    KvCache alone = model.make_cache(12, dtype), with_a = model.make_cache(12, dtype),
+            with_b = model.make_cache(9, dtype);
+    std::vector<float> expected = extend(model, context, piece(a, 0, 5), {{&alone, 5, 1}});
+    for (const auto& [begin, count] : {std::pair{5, 1}, {6, 4}, {10, 1}}) {
+      const auto more = extend(model, context, piece(a, begin, count), {{&alone, count, 1}});
+      expected.insert(expected.end(), more.begin(), more.end());
+    }
+    const auto row = [&](const std::vector<float>& logits, int index) {
+      return std::vector<float>(logits.begin() + index * config.vocab,
+                                logits.begin() + (index + 1) * config.vocab);
+    };
+    std::vector<float> found = extend(model, context, piece(a, 0, 5), {{&with_a, 5, 1}});
+    const auto add = [&](const std::vector<float>& values) {
+      found.insert(found.end(), values.begin(), values.end());
+    };
+    add(row(
+        extend(model, context, joined(piece(b, 0, 4), piece(a, 5, 1)), {{&with_b, 4, 2}, {&with_a, 1, 1}}),
+        2));
+    add(row(
+        extend(model, context, joined(piece(a, 6, 4), piece(b, 4, 1)), {{&with_a, 4, 1}, {&with_b, 1, 0}}),
+        0));
+    with_b.length = 0;  // that sequence leaves; another takes its cache
+    add(row(
+        extend(model, context, joined(piece(b, 1, 6), piece(a, 10, 1)), {{&with_b, 6, 6}, {&with_a, 1, 1}}),
+        6));
+    EXPECT_EQ(found, expected) << (fp8 ? "FP8" : "BF16");
   }
 }
 

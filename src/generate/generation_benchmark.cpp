@@ -1,15 +1,13 @@
-#include "train/generation_benchmark.h"
+#include "generate/generation_benchmark.h"
 
 #include <algorithm>
 #include <chrono>
-#include <numeric>
 #include <vector>
 
 #include "base/check.h"
 #include "quaver/backend.h"
 #include "train/flops.h"
 #include "train/fp8_policy.h"
-#include "train/loss.h"
 #include "train/run_precision.h"
 
 namespace quaver {
@@ -31,15 +29,13 @@ class Generation {
 
   /// Seconds to append `count` tokens and to read the logits of the last.
   double append(std::int64_t count) {
-    std::vector<std::int32_t> tokens(static_cast<std::size_t>(count), 1), positions(tokens.size());
-    std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(cache_.length));
+    const std::vector<std::int32_t> tokens(static_cast<std::size_t>(count), 1);
     Backend& backend = model_.backend();
     const NoGradients evaluation(context_);
     const auto begin = std::chrono::steady_clock::now();
-    const TokenBatch batch{
-        1, count, upload(backend, tokens, {count}), upload(backend, positions, {count}), {}};
-    const Tensor logits = forward_logits(model_, context_, recipe_, batch, nullptr, &cache_);
-    download(backend, logits.slice(logits.rows() - 1, 1));
+    const Autocast scope(context_, recipe_.has_value(), recipe_.value_or(DelayedScaling{}));
+    const CacheExtension extension{&cache_, count};
+    download(backend, model_.extend(context_, upload(backend, tokens, {count}), {&extension, 1}));
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
