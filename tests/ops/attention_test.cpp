@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
@@ -117,6 +119,17 @@ constexpr float kF32Bound = 2e-5f;
 // before the second products; rounding errors of terms are independent, so sums gain nothing on their largest
 // term: 4 roundings of 2^-9 in the worst place, and in backward the rounded `out` in delta as well.
 constexpr float kBf16Bound = 2e-2f;
+
+/// NaN where NaN is expected, infinities where they are, and near it elsewhere.
+void expect_same_kinds(const std::vector<float>& found, const std::vector<float>& expected, float bound,
+                       const std::string& what) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const bool same = std::isnan(expected[i])   ? std::isnan(found[i])
+                      : std::isinf(expected[i]) ? found[i] == expected[i]
+                                                : std::fabs(found[i] - expected[i]) <= 8 * bound;
+    ASSERT_TRUE(same) << what << ", element " << i << ": " << found[i] << ", expected " << expected[i];
+  }
+}
 
 class AttentionTest : public ::testing::Test {
  protected:
@@ -242,6 +255,35 @@ TEST_F(AttentionTest, LargeScoresStayFinite) {
     for (const auto* values : {&found.out, &found.lse, &found.dq, &found.dk, &found.dv}) {
       EXPECT_TRUE(std::all_of(values->begin(), values->end(), [](float x) { return std::isfinite(x); }))
           << backend->describe();
+    }
+  }
+}
+
+// One number that is not finite: it must reach the rows that see its position, and no other.
+TEST_F(AttentionTest, NonfiniteNumbersStayWhereTheyAreSeen) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(),
+                  kInfinity = std::numeric_limits<float>::infinity();
+  for (DType dtype : kReals) {
+    for (bool documents : {false, true}) {
+      const Case c{dtype, 1, 130, 130, 4, 2, 24, documents};
+      for (const auto& [member, value] :
+           {std::pair{&Inputs::q, kNan}, std::pair{&Inputs::k, kNan}, std::pair{&Inputs::v, kNan},
+            std::pair{&Inputs::dout, kNan}, std::pair{&Inputs::v, kInfinity},
+            std::pair{&Inputs::dout, kInfinity}}) {
+        for (std::int64_t position : {5, 70, 129}) {
+          const Inputs inputs = inputs_of(*reference_, c);
+          const Tensor& planted = inputs.*member;
+          testing::set(planted, position, 25, value);
+          const Results expected = run(*reference_, c, inputs);
+          const float bound = dtype == DType::f32 ? kF32Bound : kBf16Bound;
+          for (const auto& backend : levels_) {
+            const Results found = run(*backend, c, inputs);
+            for (const auto part : {&Results::out, &Results::lse, &Results::dq, &Results::dk, &Results::dv}) {
+              expect_same_kinds(found.*part, expected.*part, bound, backend->describe());
+            }
+          }
+        }
+      }
     }
   }
 }

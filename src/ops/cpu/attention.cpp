@@ -33,11 +33,15 @@ AttentionSequence sequence_of(const AttentionShape& shape, const Tensor& q, cons
           .lse_stride = lse ? lse.row_stride() : 0};
 }
 
-AttentionHead head_of(const AttentionShape& shape, const Tensor& q, const Tensor& out, const Tensor& lse,
-                      std::int64_t batch, std::int64_t head) {
+AttentionHead head_of(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                      const Tensor& out, const Tensor& lse, std::int64_t batch, std::int64_t head) {
   const std::int64_t row = batch * shape.query_len, column = head * shape.head_dim;
+  const std::int64_t key_row = batch * shape.key_len;
+  const std::int64_t key_column = head / (shape.heads / shape.kv_heads) * shape.head_dim;
   return {.q = head_matrix(q, row, column),
           .out = head_matrix(out, row, column),
+          .k = head_matrix(k, key_row, key_column),
+          .v = head_matrix(v, key_row, key_column),
           .lse = lse ? lse.data<float>() + row * lse.row_stride() + head : nullptr};
 }
 
@@ -76,7 +80,7 @@ class AttentionBackward {
         const std::int64_t batch = first + item / shape_.heads, head = item % shape_.heads;
         const std::int64_t row = batch * shape_.query_len, column = head * shape_.head_dim;
         kernels_.backward(sequence_of(shape_, q, first_key, lse, batch),
-                          {.head = head_of(shape_, q, out, lse, batch, head),
+                          {.head = head_of(shape_, q, k, v, out, lse, batch, head),
                            .dout = head_matrix(dout, row, column),
                            .dq = head_matrix(dq, row, column),
                            .packed = packed_.data<float>() + item / group_size() * packed_size_,
@@ -138,10 +142,10 @@ void CpuBackend::attention(const AttentionShape& shape, const Tensor& q, const T
     const std::int64_t begin = (blocks - 1 - item / heads) * cpu::kQueryBlock;
     const std::int64_t batch = item % heads / shape.heads, head = item % shape.heads;
     const std::int64_t group = batch * shape.kv_heads + head / group_size;
-    kernels.forward(sequence_of(shape, q, first_key, lse, batch), head_of(shape, q, out, lse, batch, head),
-                    packed.data<float>() + group * packed_size, begin,
-                    std::min(shape.query_len, begin + cpu::kQueryBlock),
-                    scratch.data<float>() + thread * scratch_size);
+    kernels.forward(
+        sequence_of(shape, q, first_key, lse, batch), head_of(shape, q, k, v, out, lse, batch, head),
+        packed.data<float>() + group * packed_size, begin,
+        std::min(shape.query_len, begin + cpu::kQueryBlock), scratch.data<float>() + thread * scratch_size);
   });
 }
 

@@ -39,14 +39,16 @@ void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, floa
   std::vector<float> largest(logits.rows(), 0.0f), sum(logits.rows(), 1.0f);
   const Pieces pieces = Pieces::of_rows({logits.rows(), logits.cols()});
   Production production(dlogits, pieces);
-  threads_.for_each(pieces.count(), [&](std::int64_t index) {
+  const Tensor exponentials = allocate(DType::f32, {threads_.count(), logits.cols()});
+  threads_.for_each_on_thread(pieces.count(), [&](std::int64_t index, int thread) {
     const Piece piece = pieces.at(index);
     const CrossEntropyRows loss{.logits = part(const_rows(logits), piece, real),
                                 .targets = targets.data<std::int32_t>() + piece.row,
                                 .gradient_scale = gradient_scale,
                                 .largest = largest.data() + piece.row,
                                 .sum = sum.data() + piece.row,
-                                .wants_gradient = dlogits.values.defined() || dlogits.quantized.defined()};
+                                .wants_gradient = dlogits.values.defined() || dlogits.quantized.defined(),
+                                .exponentials = exponentials.data<float>() + thread * logits.cols()};
     kernels_.cross_entropy->rows(real, piece.extent, loss, production.at(piece, real));
   });
   production.finish();

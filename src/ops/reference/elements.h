@@ -72,7 +72,8 @@ class Producer {
     q.bytes.data<std::uint8_t>()[m * q.bytes.row_stride() + n] = byte;
     if (q.transposed) q.transposed.data<std::uint8_t>()[n * q.transposed.row_stride() + m] = byte;
 
-    amax_ = std::fmax(amax_, std::fabs(x));  // fmax ignores NaN
+    // A comparison with NaN is false; fmax would take a signalling one.
+    if (const float magnitude = std::fabs(x); magnitude > amax_) amax_ = magnitude;
     ++counts_[kCastElements];
     counts_[kCastSaturated] += std::fabs(scaled) > fp8_max(format);
     counts_[kCastUnderflowed] += x != 0 && (byte & 0x7F) == 0;

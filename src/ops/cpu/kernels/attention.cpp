@@ -5,6 +5,15 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
+/// Where the packed forms of one key/value head begin: keys, values across, and the blocks' flags.
+struct PackedHead {
+  explicit PackedHead(const BlockSizes& sizes)
+      : values(sizes.blocks * sizes.key_lanes),
+        flags(values + sizes.blocks * sizes.head_lanes),
+        size(flags + sizes.flags) {}
+  std::int64_t values, flags, size;
+};
+
 /// The running state of one block of queries; `maximum` and `weights` are in units of log2.
 template <typename T>
 struct ForwardScratch {
@@ -88,7 +97,8 @@ void forward(const AttentionSequence& sequence, const AttentionHead& head, const
              std::int64_t begin, std::int64_t end, float* memory) {
   using Math = typename ElementOf<T>::Math;
   const BlockSizes sizes(sequence);
-  const float* packed_values = packed + sizes.blocks * sizes.key_lanes;
+  const PackedHead where(sizes);
+  const float* packed_values = packed + where.values;
   const ForwardScratch<T> scratch(sizes, memory);
   const std::int64_t rows = end - begin, d = sequence.head_dim;
   const PackedRows queries =
@@ -109,20 +119,22 @@ void forward(const AttentionSequence& sequence, const AttentionHead& head, const
         pack_as_rows(scratch.probabilities, kKeyBlock, rows, pair.keys, true, scratch.packed_probabilities);
     multiply_over_keys<Math>(pair, probabilities, packed_values + block * sizes.head_lanes, d,
                              steps_of(sequence.element, pair.keys), scratch.out, sizes.width);
+    if (packed[where.flags + block] != 0) {
+      add_nonfinite<SumOver::keys>(sequence, pair, scratch.probabilities, head.v, scratch.out, sizes.width);
+    }
   }
   store_results(sequence, head, scratch, begin, end, sizes.width);
 }
 
 std::int64_t packed_size(const AttentionSequence& sequence) {
-  const BlockSizes sizes(sequence);
-  return sizes.blocks * (sizes.key_lanes + sizes.head_lanes);
+  return PackedHead(BlockSizes(sequence)).size;
 }
 
 template <typename T>
 void pack_head(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {
-  const BlockSizes sizes(sequence);
-  pack_key_blocks<T>(sequence, k, false, packed);
-  pack_key_blocks<T>(sequence, v, true, packed + sizes.blocks * sizes.key_lanes);
+  const PackedHead where{BlockSizes(sequence)};
+  pack_key_blocks<T>(sequence, k, packed);
+  pack_key_blocks_across<T>(sequence, v, packed + where.values, packed + where.flags);
 }
 
 void pack_any(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {

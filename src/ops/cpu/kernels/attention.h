@@ -29,6 +29,7 @@ struct AttentionSequence {
 
 struct AttentionHead {
   HeadMatrix q, out;
+  HeadMatrix k, v;       ///< of its key/value head; read only where they are not finite
   float* lse = nullptr;  ///< may be null in forward
 };
 

@@ -9,13 +9,14 @@ std::int64_t gradient_size(const AttentionSequence& sequence) {
   return sizes.blocks * kKeyBlock * sizes.width;
 }
 
-/// Where the packed forms of one key/value head begin: keys, values, and keys across.
+/// Where the packed forms of one key/value head begin: keys, values, keys across, and the blocks' flags.
 struct PackedHead {
   explicit PackedHead(const BlockSizes& sizes)
       : values(sizes.blocks * sizes.key_lanes),
         keys_across(2 * values),
-        size(keys_across + sizes.blocks * sizes.head_lanes) {}
-  std::int64_t values, keys_across, size;
+        flags(keys_across + sizes.blocks * sizes.head_lanes),
+        size(flags + sizes.flags) {}
+  std::int64_t values, keys_across, flags, size;
 };
 
 /// One block's intermediates.
@@ -49,17 +50,22 @@ struct BackwardScratch {
   float *lse, *delta;  ///< lse in units of log2; delta = sum(dout * out)
 };
 
+/// What of a block of queries is not finite.
+struct NonfiniteQueries {
+  bool q, dout;
+};
+
 /// Packs the block's queries and output gradients both ways, and prepares what its rows need.
 template <typename T>
-void begin_queries(const AttentionSequence& sequence, const AttentionHeadBackward& backward,
-                   const BackwardScratch<T>& scratch, std::int64_t begin, std::int64_t rows) {
+NonfiniteQueries begin_queries(const AttentionSequence& sequence, const AttentionHeadBackward& backward,
+                               const BackwardScratch<T>& scratch, std::int64_t begin, std::int64_t rows) {
   const std::int64_t d = sequence.head_dim;
   const AttentionHead& head = backward.head;
   const T *q = row_of<T>(head.q, begin), *dout = row_of<T>(backward.dout, begin);
   pack_as_rows(q, head.q.stride, rows, d, true, scratch.q_rows);
   pack_as_rows(dout, backward.dout.stride, rows, d, true, scratch.dout_rows);
-  pack_columns(operand(q, head.q.stride, d, rows, false), 0, d, scratch.q_columns);
-  pack_columns(operand(dout, backward.dout.stride, d, rows, false), 0, d, scratch.dout_columns);
+  const bool bad_q = pack_across(sequence, q, head.q.stride, rows, scratch.q_columns);
+  const bool bad_dout = pack_across(sequence, dout, backward.dout.stride, rows, scratch.dout_columns);
   for (std::int64_t row = 0; row < rows; ++row) {
     const T *dout_row = dout + row * backward.dout.stride, *out_row = row_of<T>(head.out, begin + row);
     f32x16 products = f32s(0);
@@ -70,6 +76,7 @@ void begin_queries(const AttentionSequence& sequence, const AttentionHeadBackwar
     scratch.lse[row] = head.lse[(begin + row) * sequence.lse_stride] * kLog2E;
   }
   for (std::int64_t i = 0; i < kQueryBlock * scratch.sizes.width; ++i) scratch.dq[i] = 0;
+  return {bad_q, bad_dout};
 }
 
 /// p = exp(score - lse), ds = p * (dp - delta) * scale; zero where the query does not see the key.
@@ -92,7 +99,7 @@ void differentiate_row(const BackwardScratch<T>& scratch, std::int64_t row, KeyR
 
 template <typename T>
 void backward_block(const AttentionSequence& sequence, const AttentionHeadBackward& head,
-                    const BackwardScratch<T>& scratch, const BlockPair& pair) {
+                    const BackwardScratch<T>& scratch, NonfiniteQueries nonfinite, const BlockPair& pair) {
   using Math = typename ElementOf<T>::Math;
   const BlockSizes& sizes = scratch.sizes;
   const PackedHead packed(sizes);
@@ -113,6 +120,15 @@ void backward_block(const AttentionSequence& sequence, const AttentionHeadBackwa
   const PackedRows ds_rows = pack_as_rows(scratch.ds, kKeyBlock, rows, keys, true, scratch.ds_rows);
   multiply_over_keys<Math>(pair, ds_rows, head.packed + packed.keys_across + block * sizes.head_lanes, d,
                            steps_of(sequence.element, keys), scratch.dq, sizes.width);
+  if (nonfinite.dout) {
+    add_nonfinite<SumOver::queries>(sequence, pair, scratch.p, head.dout, head.dv + offset, sizes.width);
+  }
+  if (nonfinite.q) {
+    add_nonfinite<SumOver::queries>(sequence, pair, scratch.ds, head.head.q, head.dk + offset, sizes.width);
+  }
+  if (head.packed[packed.flags + block] != 0) {
+    add_nonfinite<SumOver::keys>(sequence, pair, scratch.ds, head.head.k, scratch.dq, sizes.width);
+  }
 }
 
 template <typename T>
@@ -135,10 +151,10 @@ void backward(const AttentionSequence& sequence, const AttentionHeadBackward& he
   for (std::int64_t i = 0; i < gradients; ++i) head.dk[i] = head.dv[i] = 0;
   for (std::int64_t begin = 0; begin < sequence.query_len; begin += kQueryBlock) {
     const std::int64_t rows = lower(kQueryBlock, sequence.query_len - begin);
-    begin_queries(sequence, head, scratch, begin, rows);
+    const NonfiniteQueries nonfinite = begin_queries(sequence, head, scratch, begin, rows);
     const KeyRange range = visible_keys(sequence, begin, begin + rows);
     for (std::int64_t block = range.lo / kKeyBlock; block * kKeyBlock < range.hi; ++block) {
-      backward_block(sequence, head, scratch, BlockPair(sequence, begin, rows, block * kKeyBlock));
+      backward_block(sequence, head, scratch, nonfinite, BlockPair(sequence, begin, rows, block * kKeyBlock));
     }
     store_gradient<T>(scratch.dq, sizes.width, rows, sequence.head_dim, head.dq, begin);
   }
@@ -147,9 +163,9 @@ void backward(const AttentionSequence& sequence, const AttentionHeadBackward& he
 template <typename T>
 void pack(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* memory) {
   const PackedHead packed{BlockSizes(sequence)};
-  pack_key_blocks<T>(sequence, k, false, memory);
-  pack_key_blocks<T>(sequence, v, false, memory + packed.values);
-  pack_key_blocks<T>(sequence, k, true, memory + packed.keys_across);
+  pack_key_blocks<T>(sequence, k, memory);
+  pack_key_blocks<T>(sequence, v, memory + packed.values);
+  pack_key_blocks_across<T>(sequence, k, memory + packed.keys_across, memory + packed.flags);
 }
 
 template <typename T>

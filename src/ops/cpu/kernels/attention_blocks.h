@@ -53,7 +53,8 @@ struct BlockSizes {
         head_row(row_stride(sequence.element, sequence.head_dim)),
         key_row(row_stride(sequence.element, kKeyBlock)),
         key_lanes(kKeyBlock * head_steps),
-        head_lanes(width * steps_of(sequence.element, kKeyBlock)) {}
+        head_lanes(width * steps_of(sequence.element, kKeyBlock)),
+        flags(round_up(blocks, kLanes)) {}
   std::int64_t blocks;
   std::int64_t width;       ///< of a row of head_dim FP32 numbers
   std::int64_t head_steps;  ///< of a contraction over head_dim
@@ -61,6 +62,7 @@ struct BlockSizes {
   std::int64_t key_row;     ///< one packed row, contraction over a block of keys
   std::int64_t key_lanes;   ///< one packed block of keys, contraction over head_dim
   std::int64_t head_lanes;  ///< one packed block with lanes along head_dim, contraction over keys
+  std::int64_t flags;       ///< one number for every block of keys
 };
 
 /// Packs a whole matrix as rows.
@@ -175,20 +177,73 @@ T* row_of(const HeadMatrix& matrix, std::int64_t row) {
   return static_cast<T*>(matrix.data) + row * matrix.stride;
 }
 
-/// Packs every block of keys of a [key_len, head_dim] matrix: keys as lanes, or (`across`) as the
-/// contraction.
+// A masked weight is zero, and zero times NaN or infinity is NaN: it would reach rows that do not see the key. So what masked
+// weights multiply is packed with zeros in place of such numbers, and `add_nonfinite` adds these where they are seen.
+
+/// Replaces what is not finite in `units` packed units by zeros; true if there was any.
 template <typename T>
-void pack_key_blocks(const AttentionSequence& sequence, const HeadMatrix& matrix, bool across,
-                     float* packed) {
-  const BlockSizes sizes(sequence);
+bool zero_nonfinite(float* packed, std::int64_t units) {
+  constexpr bool kPairs = ElementOf<T>::kElement == Element::bf16 && Fp8Math::kStepSize == 2;
+  std::uint32_t found = 0;
+  for (std::int64_t i = 0; i < units; ++i) {
+    const auto bits = __builtin_bit_cast(std::uint32_t, packed[i]);
+    std::uint32_t bad = (bits & 0x7F800000u) == 0x7F800000u ? (kPairs ? 0xFFFF0000u : 0xFFFFFFFFu) : 0u;
+    if (kPairs) bad |= (bits & 0x7F80u) == 0x7F80u ? 0xFFFFu : 0u;
+    found |= bad;
+    packed[i] = __builtin_bit_cast(float, bits & ~bad);
+  }
+  return found != 0;
+}
+
+/// Packs `count` rows of a [.., head_dim] matrix with lanes along head_dim; true if zeros replace something that is not finite.
+template <typename T>
+bool pack_across(const AttentionSequence& sequence, const T* data, std::int64_t stride, std::int64_t count,
+                 float* packed) {
   const std::int64_t d = sequence.head_dim;
+  pack_columns(operand(data, stride, d, count, false), 0, d, packed);
+  return zero_nonfinite<T>(packed, round_up(d, kVector) * steps_of(sequence.element, count));
+}
+
+/// Packs every block of keys of a [key_len, head_dim] matrix with keys as lanes.
+template <typename T>
+void pack_key_blocks(const AttentionSequence& sequence, const HeadMatrix& matrix, float* packed) {
+  const BlockSizes sizes(sequence);
   for (std::int64_t block = 0; block < sizes.blocks; ++block) {
     const std::int64_t key = block * kKeyBlock, keys = lower(kKeyBlock, sequence.key_len - key);
-    const T* data = row_of<T>(matrix, key);
-    if (across) {
-      pack_columns(operand(data, matrix.stride, d, keys, false), 0, d, packed + block * sizes.head_lanes);
-    } else {
-      pack_columns(operand(data, matrix.stride, keys, d, true), 0, keys, packed + block * sizes.key_lanes);
+    pack_columns(operand(row_of<T>(matrix, key), matrix.stride, keys, sequence.head_dim, true), 0, keys,
+                 packed + block * sizes.key_lanes);
+  }
+}
+
+/// The same with keys as the contraction; a block's flag is not 0 if something in it was not finite.
+template <typename T>
+void pack_key_blocks_across(const AttentionSequence& sequence, const HeadMatrix& matrix, float* packed,
+                            float* flags) {
+  const BlockSizes sizes(sequence);
+  for (std::int64_t block = 0; block < sizes.blocks; ++block) {
+    const std::int64_t key = block * kKeyBlock, keys = lower(kKeyBlock, sequence.key_len - key);
+    flags[block] =
+        pack_across(sequence, row_of<T>(matrix, key), matrix.stride, keys, packed + block * sizes.head_lanes);
+  }
+}
+
+enum class SumOver { keys, queries };
+
+/// For every query and key of `pair` that it sees: sums[query] += weight * source[key] (or, over queries, sums[key] += weight *
+/// source[query]) for the elements of `source` that are not finite. weights[query * kKeyBlock + key], both counted in the pair.
+template <SumOver over, typename T>
+void add_nonfinite(const AttentionSequence& sequence, const BlockPair& pair, const T* weights,
+                   const HeadMatrix& source, float* sums, std::int64_t stride) {
+  for (std::int64_t query = 0; query < pair.rows; ++query) {
+    const KeyRange range = within_block(visible_keys(sequence, pair.begin + query), pair.key);
+    for (std::int64_t key = range.lo; key < range.hi; ++key) {
+      const float weight = to_f32(weights[query * kKeyBlock + key]);
+      const T* from = row_of<T>(source, over == SumOver::keys ? pair.key + key : pair.begin + query);
+      float* to = sums + (over == SumOver::keys ? query : key) * stride;
+      for (std::int64_t i = 0; i < sequence.head_dim; ++i) {
+        const float x = to_f32(from[i]);
+        if (!(__builtin_fabsf(x) < __builtin_inff())) to[i] += weight * x;
+      }
     }
   }
 }

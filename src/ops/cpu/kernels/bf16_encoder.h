@@ -1,4 +1,4 @@
-/// FP8 from 32 BF16 numbers at once, where the level has instructions for it: what is compared and counted is
+/// FP8 from BF16 numbers, 32 or 64 at once, where the level has instructions for it: what is compared and counted is
 /// compared as 16-bit integers. For kernel files only.
 #pragma once
 
@@ -53,6 +53,10 @@ inline std::int32_t largest_below(float scale, float bound) {
 // Masks of all lanes below: g++ 12 warns of the uninitialised operand inside the plain intrinsics.
 /// The arithmetic of Fp8Encoder (quantize.h). A product with one scale grows with the magnitude, so the limits of
 /// saturation and underflow are magnitudes of x, found once.
+///
+/// Two vectors whose results are normal FP8 numbers or zeros need no arithmetic: doubling x doubles the product exactly
+/// and adds one step of the exponent to the code, so the code is that of any other x with the same mantissa, of which there
+/// are 128, plus the difference of the exponents.
 class Bf16Encoder {
  public:
   Bf16Encoder(bool e5m2, float scale, bool wanted)
@@ -67,6 +71,7 @@ class Bf16Encoder {
     usable_ = limit < 0x7F7F;  // then a finite neighbour saturates, and `limit` itself has the largest code
     limit_ = _mm512_set1_epi16(static_cast<short>(limit));
     zero_limit_ = _mm512_set1_epi16(static_cast<short>(largest_below(scale, e5m2 ? 0x1p-17f : 0x1p-10f)));
+    prepare_pairs(e5m2);
   }
 
   bool usable() const { return usable_; }
@@ -94,6 +99,41 @@ class Bf16Encoder {
     store_native(reinterpret_cast<Bytes>(_mm512_maskz_cvtepi16_epi8(0xFFFFFFFF, code)), to);
   }
 
+  /// Twice 32 numbers. `to` is written past the caches if `streams` and it is aligned.
+  [[gnu::always_inline]] void store_two(Halves first, Halves second, std::uint8_t* to, bool streams) {
+    const auto a = reinterpret_cast<__m512i>(first), b = reinterpret_cast<__m512i>(second);
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF), minus_one = _mm512_set1_epi16(-1);
+    const __m512i a_magnitude = _mm512_and_si512(a, magnitude), b_magnitude = _mm512_and_si512(b, magnitude);
+    const __m512i largest = _mm512_maskz_max_epu16(kAll, a_magnitude, b_magnitude);
+    const __m512i least = _mm512_maskz_min_epu16(kAll, _mm512_add_epi16(a_magnitude, minus_one),
+                                                 _mm512_add_epi16(b_magnitude, minus_one));
+    const __mmask32 outside =
+        _mm512_cmpgt_epu16_mask(largest, limit_) | _mm512_cmplt_epu16_mask(least, normal_limit_);
+    if (__builtin_expect(outside != 0, 0)) {
+      store(first, to);
+      store(second, to + kPairLanes);
+      return;
+    }
+    amax_ = _mm512_maskz_max_epu16(kAll, amax_, largest);
+    elements_ += 2 * kPairLanes;
+    numbers_ += 2 * kPairLanes;
+    const __m512i mantissas = _mm512_permutex2var_epi8(a, low_bytes_, b);
+    const __m512i signs = _mm512_permutex2var_epi8(a, high_bytes_, b);
+    const __m512i exponents =
+        _mm512_permutex2var_epi8(_mm512_maskz_srl_epi16(kAll, a, step_shift_), low_bytes_,
+                                 _mm512_maskz_srl_epi16(kAll, b, step_shift_));
+    const __m512i differences = _mm512_permutex2var_epi8(low_table_, mantissas, high_table_);
+    const __mmask64 nonzero =
+        _mm512_kunpackd(_mm512_test_epi16_mask(b, magnitude), _mm512_test_epi16_mask(a, magnitude));
+    __m512i code = _mm512_maskz_add_epi8(nonzero, exponents, differences);
+    code = _mm512_ternarylogic_epi32(code, signs, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);
+    if (streams && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), code);
+    } else {
+      _mm512_storeu_si512(to, code);
+    }
+  }
+
   void add_to(CastCounts& counts) const {
     const std::int64_t nan = elements_ - numbers_;
     std::uint16_t lanes[kPairLanes];
@@ -109,7 +149,35 @@ class Bf16Encoder {
 
  private:
   typedef std::uint8_t Bytes __attribute__((vector_size(kPairLanes)));
+  static constexpr __mmask32 kAll = 0xFFFFFFFF;
 
+  void prepare_pairs(bool e5m2) {
+    const float scale = _mm512_cvtss_f32(scale_), smallest_normal = e5m2 ? 0x1p-14f : 0x1p-6f;
+    // x * scale in [1, 4) for the mantissas of this exponent.
+    const std::int32_t exponent = 254 - (__builtin_bit_cast(std::int32_t, scale) >> 23 & 255);
+    const std::int32_t normal_limit = largest_below(scale, smallest_normal);
+    if (exponent < 1 || exponent > 253 || normal_limit < 0x7F) return;  // denormals have no leading one
+    normal_limit_ = _mm512_set1_epi16(static_cast<short>(normal_limit));
+    step_shift_ = _mm_cvtsi32_si128(e5m2 ? 5 : 4);
+    alignas(64) std::uint8_t low[64], high[64], table[128];
+    for (int i = 0; i < 64; ++i) {
+      low[i] = static_cast<std::uint8_t>(2 * i);
+      high[i] = static_cast<std::uint8_t>(2 * i + 1);
+    }
+    for (std::int32_t m = 0; m < 128; m += kLanes) {
+      std::int32_t codes[kLanes];
+      std::uint32_t x[kLanes];
+      for (int i = 0; i < kLanes; ++i) x[i] = static_cast<std::uint32_t>(exponent << 7 | (m + i)) << 16;
+      _mm512_storeu_si512(codes, steps_of(_mm512_loadu_si512(x)));
+      for (int i = 0; i < kLanes; ++i)
+        table[m + i] =
+            static_cast<std::uint8_t>(codes[i] - static_cast<std::int32_t>(x[i] >> 16 >> (e5m2 ? 5 : 4)));
+    }
+    low_bytes_ = _mm512_load_si512(low);
+    high_bytes_ = _mm512_load_si512(high);
+    low_table_ = _mm512_load_si512(table);
+    high_table_ = _mm512_load_si512(table + 64);
+  }
   /// The code in the low byte of every lane, given FP32 magnitudes.
   [[gnu::always_inline]] __m512i steps_of(__m512i x) const {
     const __m512 y = _mm512_mul_ps(_mm512_castsi512_ps(x), scale_);
@@ -127,6 +195,12 @@ class Bf16Encoder {
   __m128i exponent_shift_;
   __m512i limit_ = _mm512_setzero_si512(), zero_limit_ = _mm512_setzero_si512();
   __m512i amax_ = _mm512_setzero_si512();
+  // Of store_two: the largest magnitude whose result is no more than the smallest normal number (at first all of them),
+  // and what it permutes and shifts by.
+  __m512i normal_limit_ = _mm512_set1_epi16(-1);
+  __m512i low_bytes_ = _mm512_setzero_si512(), high_bytes_ = _mm512_setzero_si512();
+  __m512i low_table_ = _mm512_setzero_si512(), high_table_ = _mm512_setzero_si512();
+  __m128i step_shift_ = _mm_setzero_si128();
   std::int64_t elements_ = 0, numbers_ = 0, beyond_ = 0, underflowed_ = 0;
 };
 

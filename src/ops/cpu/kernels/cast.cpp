@@ -12,11 +12,7 @@ template <typename Stored, typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* from = row_of(x, row, type);
     std::int64_t done = 0;
-    if constexpr (kHasPairs<T>) {
-      for (; done + kPairLanes <= extent.cols; done += kPairLanes) {
-        producer.store_stored_pair(row, done, from + done);
-      }
-    }
+    for (; done + kStretch <= extent.cols; done += kStretch) producer.store_stretch(row, done, from + done);
     for_vectors(extent.cols - done, [&](std::int64_t i, auto lanes) {
       producer.store(row, done + i, load(from + done + i, lanes), lanes);
     });

@@ -16,11 +16,16 @@ template <typename T>
   return largest(best);
 }
 
+/// Keeps the exponentials: a load in place of a second exponential.
 template <typename T>
-[[gnu::always_inline]] inline float sum_of_exponentials(const T* x, float shift, std::int64_t count) {
+[[gnu::always_inline]] inline float sum_of_exponentials(const T* x, float shift, std::int64_t count,
+                                                        float* exponentials) {
   f32x16 total = f32s(0.0f);
-  for_vectors(
-      count, [&](std::int64_t i, auto lanes) { total += pad(exp(load(x + i, lanes) - shift), lanes, 0.0f); });
+  for_vectors(count, [&](std::int64_t i, auto lanes) {
+    const f32x16 e = exp(load(x + i, lanes) - shift);
+    total += pad(e, lanes, 0.0f);
+    store(e, exponentials + i, lanes);
+  });
   return sum(total);
 }
 
@@ -37,10 +42,10 @@ template <typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* x = row_of(loss.logits, row, type);
     const std::int32_t target = loss.targets[row];
-    float shift = 0.0f, factor = 0.0f;
+    float factor = 0.0f;
     if (target >= 0) {
-      shift = largest_of(x, extent.cols);
-      const float total = sum_of_exponentials(x, shift, extent.cols);
+      const float shift = largest_of(x, extent.cols);
+      const float total = sum_of_exponentials(x, shift, extent.cols, loss.exponentials);
       factor = 1.0f / total;
       loss.largest[row] = shift;
       loss.sum[row] = total;
@@ -51,7 +56,7 @@ template <typename T>
       if (target < 0) return f32s(0.0f);
       const i32x16 from_target = i32s(target - static_cast<std::int32_t>(col));
       const f32x16 onehot = select(columns == from_target, f32s(1.0f), f32s(0.0f));
-      return loss.gradient_scale * (exp(load(x + col, lanes) - shift) * factor - onehot);
+      return loss.gradient_scale * (load(loss.exponentials + col, lanes) * factor - onehot);
     });
   }
   producer.finish();

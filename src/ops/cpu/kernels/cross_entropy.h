@@ -12,6 +12,7 @@ struct CrossEntropyRows {
   /// [rows], written: log(sum) + largest is the row's logsumexp. Not written for rows without a target.
   float *largest = nullptr, *sum = nullptr;
   bool wants_gradient = false;
+  float* exponentials = nullptr;  ///< scratch of one row's columns
 };
 
 struct CrossEntropyKernels {

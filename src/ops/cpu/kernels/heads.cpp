@@ -11,22 +11,31 @@ template <typename From, typename To>
   for_vectors(count, [&](std::int64_t i, auto lanes) { store(load(from + i, lanes), to + i, lanes); });
 }
 
-/// Turns the pairs (head[j], head[j + half]) by the row's angles; `direction` -1 turns back.
+/// Turns the pairs (from[j], from[j + half]) by the row's angles; `direction` -1 turns back.
+template <typename From, typename To>
 [[gnu::always_inline]] inline void rotate(const HeadLayout& layout, std::int64_t row, float direction,
-                                          float* head) {
+                                          const From* from, To* to) {
   if (layout.half == 0) return;
-  const std::int64_t table_row = layout.positions[row] * layout.half;
+  const std::int64_t half = layout.half, table_row = layout.positions[row] * half;
   const float* cosine = layout.cosine + table_row;
   const float* sine = layout.sine + table_row;
-  float* second = head + layout.half;
-  for_vectors(layout.half, [&](std::int64_t j, auto lanes) {
+  for_vectors(half, [&](std::int64_t j, auto lanes) {
     const f32x16 c = load(cosine + j, lanes);
     const f32x16 s = load(sine + j, lanes) * direction;
-    const f32x16 a = load(head + j, lanes);
-    const f32x16 b = load(second + j, lanes);
-    store(a * c - b * s, head + j, lanes);
-    store(b * c + a * s, second + j, lanes);
+    const f32x16 a = load(from + j, lanes);
+    const f32x16 b = load(from + half + j, lanes);
+    store(a * c - b * s, to + j, lanes);
+    store(b * c + a * s, to + half + j, lanes);
   });
+}
+
+/// A head without a norm: from memory to memory.
+template <typename T>
+[[gnu::always_inline]] inline void rotate_head(const HeadLayout& layout, std::int64_t row, float direction,
+                                               const T* from, T* to) {
+  rotate(layout, row, direction, from, to);
+  const std::int64_t rotated = 2 * layout.half;
+  copy_head(from + rotated, to + rotated, layout.head_dim - rotated);
 }
 
 [[gnu::always_inline]] inline float inverse_rms(const HeadLayout& layout, const float* head) {
@@ -59,11 +68,17 @@ template <typename T>
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t h = 0; h < layout.heads; ++h) {
       const std::int64_t begin = h * layout.head_dim;
-      copy_head(row_of(x, row, type) + begin, head, layout.head_dim);
+      const T* from = row_of(x, row, type) + begin;
+      T* to = row_of(out, row, type) + begin;
+      if (layout.norm == HeadNorm::none) {
+        rotate_head(layout, row, 1.0f, from, to);
+        continue;
+      }
+      copy_head(from, head, layout.head_dim);
       if (layout.norm == HeadNorm::before_rotation) normalise(layout, head);
-      rotate(layout, row, 1.0f, head);
+      rotate(layout, row, 1.0f, head, head);
       if (layout.norm == HeadNorm::after_rotation) normalise(layout, head);
-      copy_head(head, row_of(out, row, type) + begin, layout.head_dim);
+      copy_head(head, to, layout.head_dim);
     }
   }
 }
@@ -82,15 +97,21 @@ template <typename T>
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t h = 0; h < layout.heads; ++h) {
       const std::int64_t begin = h * layout.head_dim;
-      copy_head(row_of(dout, row, type) + begin, d, layout.head_dim);
-      if (has_norm) copy_head(row_of(x, row, type) + begin, input, layout.head_dim);
+      const T* from = row_of(dout, row, type) + begin;
+      T* to = row_of(dx, row, type) + begin;
+      if (!has_norm) {
+        rotate_head(layout, row, -1.0f, from, to);
+        continue;
+      }
+      copy_head(from, d, layout.head_dim);
+      copy_head(row_of(x, row, type) + begin, input, layout.head_dim);
       if (layout.norm == HeadNorm::after_rotation) {
-        rotate(layout, row, 1.0f, input);
+        rotate(layout, row, 1.0f, input, input);
         normalise_backward(layout, input, d, dgain);
       }
-      rotate(layout, row, -1.0f, d);
+      rotate(layout, row, -1.0f, d, d);
       if (layout.norm == HeadNorm::before_rotation) normalise_backward(layout, input, d, dgain);
-      copy_head(d, row_of(dx, row, type) + begin, layout.head_dim);
+      copy_head(d, to, layout.head_dim);
     }
   }
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/cpu/kernels/bf16_encoder.h"
+#include "ops/cpu/kernels/f32_encoder.h"
 #include "ops/cpu/kernels/rows.h"
 #include "ops/cpu/kernels/simd.h"
 
@@ -79,7 +80,10 @@ template <typename T>
 class Producer {
  public:
   explicit Producer(const ProducerRows& out)
-      : out_(out), encoder_(out.e5m2, out.scale), bf16_encoder_(out.e5m2, out.scale, out.bytes != nullptr) {}
+      : out_(out),
+        encoder_(out.e5m2, out.scale),
+        bf16_encoder_(out.e5m2, out.scale, out.bytes != nullptr),
+        f32_encoder_(out.e5m2, out.scale) {}
 
   /// Stores result_of(i, lanes) in column begin + i for i in [0, count).
   template <typename F>
@@ -107,14 +111,28 @@ class Producer {
   /// `pairs` times kPairLanes results; only where kHasPairs<T>.
   [[gnu::always_inline]] void store_run(std::int64_t row, std::int64_t col, const Halves* x,
                                         std::int64_t pairs) {
-    for (std::int64_t i = 0; i < pairs; ++i) store_halves(row, col + i * kPairLanes, x[i]);
-  }
-
-  /// kPairLanes numbers that are BF16 in memory; only where kHasPairs<Bf16>.
-  [[gnu::always_inline]] void store_stored_pair(std::int64_t row, std::int64_t col, const Bf16* from) {
-    store_halves(row, col, load_native<Halves>(from));
+    std::int64_t i = 0;
+    for (; i + 2 <= pairs; i += 2) store_two_halves(row, col + i * kPairLanes, x[i], x[i + 1]);
+    if (i < pairs) store_halves(row, col + i * kPairLanes, x[i]);
   }
 #endif
+
+  /// kStretch numbers that are BF16 in memory.
+  [[gnu::always_inline]] void store_stretch(std::int64_t row, std::int64_t col, const Bf16* from) {
+#if defined(__AVX512BF16__)
+    store_two_halves(row, col, load_native<Halves>(from), load_native<Halves>(from + kPairLanes));
+#else
+    store_vectors(row, col, from);
+#endif
+  }
+
+  /// kStretch numbers that are FP32 in memory.
+  [[gnu::always_inline]] void store_stretch(std::int64_t row, std::int64_t col, const float* from) {
+    const bool bytes_alone = out_.values == nullptr && out_.bytes != nullptr;
+    if (bytes_alone && f32_encoder_.store(from, out_.bytes + row * out_.bytes_stride + col, out_.streams))
+      return;
+    store_vectors(row, col, from);
+  }
 
   template <typename Lanes>
   [[gnu::always_inline]] void store(std::int64_t row, std::int64_t col, f32x16 result, Lanes lanes) {
@@ -137,9 +155,18 @@ class Producer {
     out_.counts->underflowed = -sum(underflowed_);
     out_.counts->nan = -sum(nan_);
     bf16_encoder_.add_to(*out_.counts);
+    f32_encoder_.add_to(*out_.counts);
+#if defined(__AVX512BF16__)
+    if (out_.streams) _mm_sfence();  // other threads read the bytes after this
+#endif
   }
 
  private:
+  template <typename From>
+  [[gnu::always_inline]] void store_vectors(std::int64_t row, std::int64_t col, const From* from) {
+    for (std::int64_t i = 0; i < kStretch; i += kLanes) store(row, col + i, load(from + i, Full{}), Full{});
+  }
+
 #if defined(__AVX512BF16__)
   [[gnu::always_inline]] void store_halves(std::int64_t row, std::int64_t col, Halves x) {
     if (out_.values != nullptr) {
@@ -153,6 +180,20 @@ class Producer {
       QUAVER_CPU_LEVEL::store(encode(low_of(x)), bytes, Full{});
       QUAVER_CPU_LEVEL::store(encode(high_of(x)), bytes + kLanes, Full{});
     }
+  }
+
+  [[gnu::always_inline]] void store_two_halves(std::int64_t row, std::int64_t col, Halves a, Halves b) {
+    if (out_.bytes == nullptr || !bf16_encoder_.usable()) {
+      store_halves(row, col, a);
+      store_halves(row, col + kPairLanes, b);
+      return;
+    }
+    if (out_.values != nullptr) {
+      Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
+      store_native(a, values);
+      store_native(b, values + kPairLanes);
+    }
+    bf16_encoder_.store_two(a, b, out_.bytes + row * out_.bytes_stride + col, out_.streams);
   }
 #endif
 
@@ -173,6 +214,7 @@ class Producer {
   const ProducerRows out_;
   const Fp8Encoder encoder_;
   Bf16Encoder bf16_encoder_;
+  F32Encoder f32_encoder_;
   i32x16 amax_ = i32s(0), saturated_ = i32s(0), underflowed_ = i32s(0), nan_ = i32s(0);
 };
 

@@ -37,6 +37,8 @@ struct ProducerRows {
   std::uint8_t* bytes = nullptr;
   std::int64_t bytes_stride = 0;
   bool e5m2 = false;
+  /// The bytes are more than the caches hold: lines are written past them, without being read first.
+  bool streams = false;
   float scale = 1;
   CastCounts* counts = nullptr;  ///< of this piece; present with `bytes`
 };
