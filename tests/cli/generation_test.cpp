@@ -103,6 +103,7 @@ TEST_F(GenerationProgramTest, ServesUntilSigterm) {
   for (int i = 0;
        i < 600 && server.running() && (!std::filesystem::exists(out) || !contains(read_file(out), "}")); ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  if (contains(read_file(out), "no HTTP library")) GTEST_SKIP();
   const json address = json::parse(read_file(out));
   EXPECT_EQ(address.at("model"), "hf");
   const HttpResponse response =
