@@ -7,12 +7,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "base/busy_timer.h"
 #include "ops/cpu/peak.h"
 #include "quaver/backend.h"
 
@@ -21,16 +21,10 @@ namespace {
 
 constexpr double kSecondsPerTurn = 0.02;
 
-double seconds_of(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
+double seconds_of(const std::function<void()>& body, int threads) {
+  const BusyTimer timer(threads);
   body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
+  return timer.seconds();
 }
 
 Tensor normal(Backend& backend, std::int64_t rows, std::int64_t cols, std::uint64_t stream) {
@@ -56,10 +50,12 @@ void finish(Backend& backend, const Tensor& any) {
 void measure(const char* name, const std::function<void()>& run, const std::function<void()>& wait,
              double operations, const Options& options) {
   const auto timed = [&](int repeats) {
-    return seconds_of([&] {
-      for (int i = 0; i < repeats; ++i) run();
-      wait();
-    });
+    return seconds_of(
+        [&] {
+          for (int i = 0; i < repeats; ++i) run();
+          wait();
+        },
+        options.backend == "cpu" ? options.threads : 0);
   };
   timed(1);
   const int repeats = std::max(1, static_cast<int>(kSecondsPerTurn / std::min(timed(1), timed(1))));

@@ -6,11 +6,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "base/busy_timer.h"
 #include "onednn_matmul.h"
 #include "ops/cpu/peak.h"
 #include "quaver/backend.h"
@@ -36,15 +36,10 @@ const std::vector<Sizes> kSmallShapes = {
     {256, 256, 256},  {256, 192, 512},  {512, 128, 128}, {512, 64, 256},  {512, 320, 960}, {100, 300, 500},
     {512, 768, 1223}, {333, 777, 1111}, {512, 192, 257}, {256, 1024, 256}};
 
-double seconds_of(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
+double seconds_of(const std::function<void()>& body, int threads) {
+  const BusyTimer timer(threads);
   body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
+  return timer.seconds();
 }
 
 /// Values of ordinary size: 0.5 to 2, both signs.
@@ -92,16 +87,18 @@ void measure(Backend& backend, Gemm kind, const Sizes& sizes, int threads, int r
   const double operations = 2.0 * static_cast<double>(m) * static_cast<double>(k) * static_cast<double>(n);
   for (Subject& subject : subjects) {
     subject.run();
-    const double once = std::min(seconds_of(subject.run), seconds_of(subject.run));
+    const double once = std::min(seconds_of(subject.run, threads), seconds_of(subject.run, threads));
     subject.repeats = std::max(1, static_cast<int>(kSecondsPerTurn / once));
   }
   std::vector<double> fp8_share, bf16_share;
   for (int round = 0; round < rounds; ++round) {
     const double peak = cpu::measure_bf16_peak(threads, kSecondsPerTurn);
     for (Subject& subject : subjects) {
-      const double seconds = seconds_of([&] {
-        for (int i = 0; i < subject.repeats; ++i) subject.run();
-      });
+      const double seconds = seconds_of(
+          [&] {
+            for (int i = 0; i < subject.repeats; ++i) subject.run();
+          },
+          threads);
       subject.rates.push_back(operations * subject.repeats / seconds);
       subject.shares.push_back(subject.rates.back() / peak);
     }

@@ -7,19 +7,23 @@
 namespace quaver::cli {
 namespace {
 
+/// What all benchmarks of one training step take.
+template <typename Arguments>
+void add_step_options(CLI::App& command, Arguments& arguments) {
+  command.add_option("config", arguments.config, "run file or run folder")->required()->type_name("RUN.toml");
+  command.add_option("overrides", arguments.overrides, kOverridesHelp)->type_name("");
+  command.add_option("--micro-batch", arguments.micro_batch, "sequences per step instead of train.batch")
+      ->check(CLI::PositiveNumber)
+      ->type_name("B");
+  command.add_option("--context", arguments.context, "tokens per sequence instead of model.context")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+}
+
 void add_bench_memory(CLI::App& bench, Command& chosen) {
   CLI::App* command = bench.add_subcommand("memory", "Memory of a training step by part, FP8 against BF16");
   auto arguments = std::make_shared<BenchMemoryArguments>();
-  command->add_option("config", arguments->config, "run file or run folder")
-      ->required()
-      ->type_name("RUN.toml");
-  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
-  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
-      ->check(CLI::PositiveNumber)
-      ->type_name("B");
-  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
-      ->check(CLI::PositiveNumber)
-      ->type_name("T");
+  add_step_options(*command, *arguments);
   command->add_flag("--json", arguments->json, "print the result as one JSON object");
   command->callback([=, &chosen] { chosen = [=] { return bench_memory(*arguments); }; });
 }
@@ -124,16 +128,7 @@ void add_bench_tokenize(CLI::App& bench, Command& chosen) {
 void add_bench_step(CLI::App& bench, Command& chosen) {
   CLI::App* command = bench.add_subcommand("step", "FP8 against BF16 training steps, in alternation");
   auto arguments = std::make_shared<BenchStepArguments>();
-  command->add_option("config", arguments->config, "run file or run folder")
-      ->required()
-      ->type_name("RUN.toml");
-  command->add_option("overrides", arguments->overrides, kOverridesHelp)->type_name("");
-  command->add_option("--micro-batch", arguments->micro_batch, "sequences per step instead of train.batch")
-      ->check(CLI::PositiveNumber)
-      ->type_name("B");
-  command->add_option("--context", arguments->context, "tokens per sequence instead of model.context")
-      ->check(CLI::PositiveNumber)
-      ->type_name("T");
+  add_step_options(*command, *arguments);
   command->add_option("--steps", arguments->steps, "timed steps of each precision")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
@@ -142,11 +137,25 @@ void add_bench_step(CLI::App& bench, Command& chosen) {
   command->callback([=, &chosen] { chosen = [=] { return bench_step(*arguments); }; });
 }
 
+void add_bench_profile(CLI::App& bench, Command& chosen) {
+  CLI::App* command = bench.add_subcommand(
+      "profile", "Where a training step's time goes on a CPU, by operation, beside its ceilings");
+  auto arguments = std::make_shared<BenchProfileArguments>();
+  add_step_options(*command, *arguments);
+  command->add_option("--steps", arguments->steps, "timed steps")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_flag("--json", arguments->json, "print the result as one JSON object");
+  command->callback([=, &chosen] { chosen = [=] { return bench_profile(*arguments); }; });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, Command& chosen) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed and memory")->require_subcommand(1);
   add_bench_step(*bench, chosen);
+  add_bench_profile(*bench, chosen);
   add_bench_crossover(*bench, chosen);
   add_bench_gemm(*bench, chosen);
   add_bench_generate(*bench, chosen);

@@ -109,6 +109,16 @@ struct BenchStepArguments {
 };
 int bench_step(const BenchStepArguments& arguments);
 
+struct BenchProfileArguments {
+  std::string config;  ///< a run file, or a run folder
+  std::vector<std::string> overrides;
+  std::int64_t micro_batch = 0;  ///< 0: train.batch
+  std::int64_t context = 0;      ///< 0: model.context
+  std::int64_t steps = 5;
+  bool json = false;
+};
+int bench_profile(const BenchProfileArguments& arguments);
+
 struct BenchMemoryArguments {
   std::string config;  ///< a run file, or a run folder
   std::vector<std::string> overrides;

@@ -1,14 +1,14 @@
 #include "generate/generation_benchmark.h"
 
-#include <algorithm>
-#include <chrono>
 #include <vector>
 
+#include "base/busy_timer.h"
 #include "base/check.h"
 #include "quaver/backend.h"
 #include "train/flops.h"
 #include "train/fp8_policy.h"
 #include "train/run_precision.h"
+#include "train/step_benchmark.h"
 
 namespace quaver {
 namespace {
@@ -20,7 +20,8 @@ class Generation {
              std::int64_t capacity)
       : model_(std::move(backend), config.model, config.train.seed),
         context_(model_.backend(), activation_dtype(precision)),
-        cache_(model_.make_cache(capacity, context_.high_precision())) {
+        cache_(model_.make_cache(capacity, context_.high_precision())),
+        threads_(timed_threads(model_.backend(), config)) {
     if (precision == Precision::fp8) recipe_ = config.fp8.make_recipe();
     apply_fp8_policy(model_, config.fp8, config.model.layers);
   }
@@ -32,11 +33,11 @@ class Generation {
     const std::vector<std::int32_t> tokens(static_cast<std::size_t>(count), 1);
     Backend& backend = model_.backend();
     const NoGradients evaluation(context_);
-    const auto begin = std::chrono::steady_clock::now();
+    const BusyTimer timer(threads_);
     const Autocast scope(context_, recipe_.has_value(), recipe_.value_or(DelayedScaling{}));
     const CacheExtension extension{&cache_, count};
     download(backend, model_.extend(context_, upload(backend, tokens, {count}), {&extension, 1}));
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return timer.seconds();
   }
 
  private:
@@ -44,13 +45,8 @@ class Generation {
   Context context_;
   std::optional<Recipe> recipe_;
   KvCache cache_;
+  int threads_;
 };
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
 
 GenerationSpeed speed_of(const std::vector<double>& seconds, double weight_bytes, double bandwidth) {
   GenerationSpeed speed;

@@ -1,22 +1,14 @@
 #include "ops/kernel_benchmark.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 
-#include "base/threads.h"
+#include "base/busy_timer.h"
+#include "ops/copy_bandwidth.h"
 
 namespace quaver {
 namespace {
 
 constexpr double kSecondsPerRound = 0.01;
-constexpr std::int64_t kCopyBytes = std::int64_t{1} << 26;  // from and to: beyond any cache
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 /// Waits for everything that the backend was asked to do.
 void finish(Backend& backend) {
@@ -27,12 +19,13 @@ void finish(Backend& backend) {
   backend.copy_to_host(mark, &value);
 }
 
-double seconds_of(Backend& backend, const std::function<void()>& body, int repeats) {
+/// `threads`: of the host; 0 on a device.
+double seconds_of(Backend& backend, const std::function<void()>& body, int threads, int repeats) {
   finish(backend);
-  const auto start = std::chrono::steady_clock::now();
+  const BusyTimer timer(threads);
   for (int i = 0; i < repeats; ++i) body();
   finish(backend);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats;
+  return timer.seconds() / repeats;
 }
 
 /// Copies between two buffers of its own, in a device's memory.
@@ -46,7 +39,7 @@ class DeviceCopier {
   }
   double bytes_per_second() {
     const double seconds = seconds_of(
-        backend_, [&] { backend_.copy(from_, to_); }, kDeviceCopies);
+        backend_, [&] { backend_.copy(from_, to_); }, 0, kDeviceCopies);
     return 2.0 * static_cast<double>(kDeviceCopyBytes) / seconds;
   }
 
@@ -57,36 +50,10 @@ class DeviceCopier {
   Tensor from_, to_;
 };
 
-/// Copies between two buffers of its own, in main memory.
-class HostCopier {
- public:
-  HostCopier(Backend& backend, int threads)
-      : backend_(backend), threads_(threads), from_(kCopyBytes, 1), to_(kCopyBytes) {}
-
-  double bytes_per_second() {
-    const std::int64_t stretch = (kCopyBytes + threads_.count() - 1) / threads_.count();
-    const double seconds = std::min(seconds_of(
-                                        backend_, [&] { run(stretch); }, 1),
-                                    seconds_of(
-                                        backend_, [&] { run(std::int64_t{1} << 18); }, 1));
-    return 2.0 * static_cast<double>(kCopyBytes) / seconds;
-  }
-
- private:
-  void run(std::int64_t piece) {
-    threads_.for_blocks(kCopyBytes, piece, [&](std::int64_t begin, std::int64_t end) {
-      std::memcpy(to_.data() + begin, from_.data() + begin, static_cast<std::size_t>(end - begin));
-    });
-  }
-  Backend& backend_;
-  Threads threads_;
-  std::vector<unsigned char> from_, to_;
-};
-
 /// Measures bytes read and written per second by a copy in the backend's memory.
 std::function<double()> copy_meter(Backend& backend, int threads) {
   if (backend.device() == Device::host)
-    return [copier = std::make_shared<HostCopier>(backend, threads)] { return copier->bytes_per_second(); };
+    return [copy = std::make_shared<CopyBandwidth>(threads)] { return copy->measure(); };
   return [copier = std::make_shared<DeviceCopier>(backend)] { return copier->bytes_per_second(); };
 }
 
@@ -97,11 +64,11 @@ KernelSpeed measure_kernel(Backend& backend, const KernelCase& kernel, int threa
   const std::function<double()> copy_speed = copy_meter(backend, threads);
   const double bytes = kernel.bytes + (backend.needs_transposed_fp8() ? kernel.transposed_bytes : 0);
   run();
-  const int repeats = std::max(1, static_cast<int>(kSecondsPerRound / seconds_of(backend, run, 1)));
+  const int repeats = std::max(1, static_cast<int>(kSecondsPerRound / seconds_of(backend, run, threads, 1)));
   std::vector<double> seconds, copies, ratios;
   for (int round = 0; round < rounds; ++round) {
     copies.push_back(copy_speed());
-    seconds.push_back(seconds_of(backend, run, repeats));
+    seconds.push_back(seconds_of(backend, run, threads, repeats));
     ratios.push_back(bytes / seconds.back() / copies.back());
   }
   return {kernel.name, kernel.shape, threads, bytes, median(seconds), median(copies), median(ratios)};

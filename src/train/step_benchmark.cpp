@@ -1,9 +1,8 @@
 #include "train/step_benchmark.h"
 
-#include <algorithm>
-#include <chrono>
 #include <vector>
 
+#include "base/busy_timer.h"
 #include "quaver/backend.h"
 #include "train/flops.h"
 #include "train/synthetic_batch.h"
@@ -12,21 +11,15 @@
 namespace quaver {
 namespace {
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t middle = values.size() / 2;
-  return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
 RunConfig with_precision(RunConfig config, Precision precision) {
   config.precision = precision;
   return config;
 }
 
 double time_step(Trainer& trainer, const HostBatch& batch) {
-  const auto begin = std::chrono::steady_clock::now();
+  const BusyTimer timer(timed_threads(trainer.backend(), trainer.config()));
   trainer.step(1e-4f, std::span(&batch, 1));
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return timer.seconds();
 }
 
 StepSpeed speed_of(const std::vector<double>& seconds, const StepBenchmark& benchmark) {
@@ -39,6 +32,10 @@ StepSpeed speed_of(const std::vector<double>& seconds, const StepBenchmark& benc
 }
 
 }  // namespace
+
+int timed_threads(const Backend& backend, const RunConfig& config) {
+  return backend.device() == Device::host ? config.threads : 0;
+}
 
 StepBenchmark benchmark_steps(const RunConfig& config, std::int64_t steps, const PeakMeter& measure_peak,
                               const std::function<void(std::int64_t)>& progress) {

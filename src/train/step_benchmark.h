@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "quaver/backend.h"
 #include "train/fp8_auto.h"
 #include "train/run_config.h"
 
@@ -31,6 +32,9 @@ struct StepBenchmark {
 
 /// Measures floating-point operations per second; called before every pair of steps. May be empty.
 using PeakMeter = std::function<double()>;
+
+/// What a BusyTimer is told that times a run's operations: a device works while the host's threads wait.
+int timed_threads(const Backend& backend, const RunConfig& config);
 
 /// Times `steps` pairs of optimizer steps (one micro-batch of config.train.batch x config.model.context
 /// tokens each) after pairs that are not counted: one, on a device that repeats micro-batches (run_repeated) as many as it

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <regex>
@@ -363,6 +364,19 @@ TEST_F(ProgramTest, BenchStepComparesFp8WithBf16) {
     EXPECT_LT(numbers.at(precision).at("mfu"), 1.5);
   }
   EXPECT_GT(numbers.at("fp8_over_bf16"), 0);
+}
+
+TEST_F(ProgramTest, BenchProfileNamesTheOperationsOfAStep) {
+  const std::string config = std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml";
+  const ProgramResult result = run_program({"bench", "profile", config, "threads=1", "--micro-batch", "1",
+                                            "--context", "32", "--steps", "2", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json numbers = json::parse(result.out);
+  EXPECT_EQ(numbers.at("micro_batch"), 1);
+  std::vector<std::string> names;
+  for (const json& operation : numbers.at("operations")) names.push_back(operation.at("operation"));
+  for (const char* name : {"gemm fprop e4m3", "attention backward", "adamw", "cross_entropy, e5m2"})
+    EXPECT_NE(std::find(names.begin(), names.end(), name), names.end()) << name;
 }
 
 }  // namespace

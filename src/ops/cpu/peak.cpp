@@ -1,10 +1,10 @@
 #include "ops/cpu/peak.h"
 
-#include <chrono>
 #include <functional>
 #include <numeric>
 #include <vector>
 
+#include "base/busy_timer.h"
 #include "base/threads.h"
 #include "ops/cpu/kernels/peak.h"
 #include "ops/cpu/levels.h"
@@ -15,15 +15,14 @@ namespace {
 
 /// The sum over threads of units per second; work(thread) does some and returns how many.
 double sum_of_rates(int threads, double seconds, const std::function<double(std::int64_t)>& work) {
-  using Clock = std::chrono::steady_clock;
   const Threads team(threads);
   std::vector<double> rates(static_cast<std::size_t>(team.count()));
   team.for_each(team.count(), [&](std::int64_t thread) {
-    const auto start = Clock::now();
+    const BusyTimer timer(team.count());
     double units = 0, elapsed = 0;
     do {
       units += work(thread);
-      elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+      elapsed = timer.seconds();
     } while (elapsed < seconds);
     rates[static_cast<std::size_t>(thread)] = units / elapsed;
   });
