@@ -1,17 +1,20 @@
-/// Operands of products on the host that are not multiplied as they are stored.
+/// Operands of products on the host, in the form in which they are multiplied.
 #pragma once
+
+#include <optional>
 
 #include "quaver/backend.h"
 
 namespace quaver {
 
-/// Whether the product is that of bf16 copies: one operand has blocks or is E2M1, or one is quantised and the other not.
-bool multiplies_widened(const GemmOperand& a, const GemmOperand& b);
+struct ProductOperands {
+  Tensor a, b;  ///< both real of one type, or both FP8
+  std::optional<float>
+      scale;  ///< product of the scale_inv of quantised operands, rounded once; absent if there is none
+};
 
-/// The operand in bf16, with its tensor's scale_inv; a real one as it is.
-GemmOperand widened(Backend& backend, const GemmOperand& operand);
-
-/// The product of the scale_inv that there are, rounded once.
-float product_scale(const GemmOperand& a, const GemmOperand& b);
+/// FP8 operands without blocks and real ones as they are. If one operand has blocks or is E2M1, or one is quantised and the
+/// other not, the product is that of bf16 copies.
+ProductOperands product_operands(Backend& backend, const GemmOperand& a, const GemmOperand& b);
 
 }  // namespace quaver

@@ -53,6 +53,7 @@ class Run {
                               [&] { metrics.sync(); });
     TrainingResult result;
     while (progress_.step < config_.train.steps && !result.stopped) {
+      tell(checkpointer.poll());  // before, not after: the last save's report is finish's, which fails with its error
       StepReport report = take_step();
       result.stopped = report.step < config_.train.steps && observer_.stop_requested();
       const bool last = report.step == config_.train.steps;
@@ -65,7 +66,6 @@ class Run {
       if (last || result.stopped || save_is_due(report.step)) {
         tell(checkpointer.begin(trainer_, progress_));
       }
-      tell(checkpointer.poll());
       result.validation = report.validation;
     }
     finish(checkpointer, result);

@@ -167,16 +167,15 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
                       bool accumulate, const Tensor& out) {
   check_gemm(kind, a, b, bias, out, true);
   if (out.elements() == 0) return;
-  if (multiplies_widened(a, b))
-    return gemm(kind, widened(*this, a), widened(*this, b), bias, accumulate, out);
+  const ProductOperands operands = product_operands(*this, a, b);
   const GemmOutput output{.data = out.raw(),
                           .stride = out.row_stride(),
                           .is_bf16 = out.dtype() == DType::bf16,
                           .accumulate = accumulate,
-                          .scale = product_scale(a, b),
+                          .scale = operands.scale.value_or(1),
                           .bias = bias ? bias.data<float>() : nullptr};
-  Product(*this, threads_, *kernels_.gemm, operand_of(a.values, kind == Gemm::wgrad),
-          operand_of(b.values, kind != Gemm::fprop), output)
+  Product(*this, threads_, *kernels_.gemm, operand_of(operands.a, kind == Gemm::wgrad),
+          operand_of(operands.b, kind != Gemm::fprop), output)
       .run();
 }
 

@@ -61,18 +61,15 @@ float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
 void ReferenceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                             bool accumulate, const Tensor& out) {
   const GemmSize size = check_gemm(kind, a, b, bias, out, true);
-  if (multiplies_widened(a, b))
-    return gemm(kind, widened(*this, a), widened(*this, b), bias, accumulate, out);
-  const Elements a_of(a.values), b_of(b.values);
-  const bool scaled = a.scale_inv || b.scale_inv;
-  const float scale = product_scale(a, b);
+  const ProductOperands operands = product_operands(*this, a, b);
+  const Elements a_of(operands.a), b_of(operands.b);
   const reference::RealMatrix result(out);
   for (std::int64_t m = 0; m < size.m; ++m) {
     for (std::int64_t n = 0; n < size.n; ++n) {
       const auto a_at = [&](std::int64_t k) { return kind == Gemm::wgrad ? a_of(k, m) : a_of(m, k); };
       const auto b_at = [&](std::int64_t k) { return kind == Gemm::fprop ? b_of(n, k) : b_of(k, n); };
-      float value = dot(a.dtype(), size.k, a_at, b_at);
-      if (scaled) value *= scale;
+      float value = dot(operands.a.dtype(), size.k, a_at, b_at);
+      if (operands.scale) value *= *operands.scale;
       if (bias) value += bias.data<float>()[n];
       if (accumulate) value += result(m, n);
       result.set(m, n, value);
