@@ -15,9 +15,18 @@
 namespace quaver {
 namespace {
 
-std::string generation_config(bool bytes) {
+constexpr std::int64_t kNoToken = -1;
+
+/// The token before documents, which also ends the one before it; none where it is not known or has no row in the model.
+std::int64_t document_token(const RunConfig& config) {
+  const auto tokenizer = load_tokenizer(config.data);
+  const std::int64_t token = tokenizer ? tokenizer->document_token() : kNoToken;
+  return token < config.model.vocab ? token : kNoToken;
+}
+
+std::string generation_config(std::int64_t document) {
   nlohmann::ordered_json out = {{"_from_model_config", true}};
-  if (bytes) out["bos_token_id"] = out["eos_token_id"] = out["pad_token_id"] = kDocumentToken;
+  if (document != kNoToken) out["bos_token_id"] = out["eos_token_id"] = out["pad_token_id"] = document;
   return out.dump(2) + "\n";
 }
 
@@ -48,16 +57,16 @@ HfExported export_hf_model(const HfExportOptions& options) {
           "--output: {} already holds a model. Hint: choose another folder, or delete that one", out);
   const FloatArrays weights = to_hf_weights(config, read_parameters(*run.model));
   result.parameters = count_elements(weights);
+  const std::int64_t document = document_token(run.config);
   make_directories(out);
   write_hf_weights(out, weights, options.dtype, options.shard_bytes);
-  write_file_atomically(out + "/generation_config.json", generation_config(bytes));
+  write_file_atomically(out + "/generation_config.json", generation_config(document));
   if (bytes) {
     write_file_atomically(out + "/tokenizer.json", byte_tokenizer_json());
     write_file_atomically(out + "/tokenizer_config.json", byte_tokenizer_config_json(config.context));
   }
   result.has_tokenizer = bytes || (names_tokenizer_file(tokenizer) && copy_own_tokenizer(tokenizer, out));
   // Last: a folder with config.json is whole.
-  const std::int64_t document = bytes ? kDocumentToken : -1;
   write_file_atomically(out + "/config.json", to_hf_config(config, options.dtype, document));
   return result;
 }
