@@ -53,7 +53,7 @@ class Run {
                               [&] { metrics.sync(); });
     TrainingResult result;
     while (progress_.step < config_.train.steps && !result.stopped) {
-      tell(checkpointer.poll());  // before, not after: the last save's report is finish's, which fails with its error
+      tell(checkpointer.poll());  // not after a save began: the last report is finish()'s, which throws it
       StepReport report = take_step();
       result.stopped = report.step < config_.train.steps && observer_.stop_requested();
       const bool last = report.step == config_.train.steps;
