@@ -9,12 +9,23 @@
 namespace quaver {
 namespace {
 
-std::optional<SlotState> capture(Backend& backend, const std::shared_ptr<ScalingSlot>& slot) {
-  if (!slot) return std::nullopt;
-  return SlotState{download(backend, slot->scale).front(), download(backend, slot->amax_history)};
+std::vector<std::int64_t> download_counts(Backend& backend, const Tensor& counts) {
+  std::vector<std::int64_t> values(static_cast<std::size_t>(counts.elements()));
+  backend.copy_to_host(counts, values.data());
+  return values;
 }
 
-void restore(Backend& backend, const std::optional<SlotState>& state, const ScalingSlot& slot,
+std::optional<SlotState> capture(Backend& backend, const std::shared_ptr<ScalingSlot>& slot) {
+  if (!slot) return std::nullopt;
+  SlotState state{download(backend, slot->scale).front(),
+                  download(backend, slot->amax_history),
+                  download_counts(backend, slot->counters),
+                  {}};
+  if (slot->exponents) state.exponents = to_histogram(download_counts(backend, slot->exponents));
+  return state;
+}
+
+void restore(Backend& backend, const std::optional<SlotState>& state, ScalingSlot& slot,
              const std::string& name) {
   if (!state) return;
   if (static_cast<std::int64_t>(state->amax_history.size()) != slot.amax_history.elements()) {
@@ -23,6 +34,10 @@ void restore(Backend& backend, const std::optional<SlotState>& state, const Scal
   }
   backend.copy_from_host(&state->scale, slot.scale);
   backend.copy_from_host(state->amax_history.data(), slot.amax_history);
+  if (!state->counters.empty()) backend.copy_from_host(state->counters.data(), slot.counters);
+  if (!state->exponents) return;
+  slot.exponents = backend.allocate(DType::i64, {kExponents});
+  backend.copy_from_host(to_exponents(*state->exponents).data(), slot.exponents);
 }
 
 class Capture : public ModuleVisitor {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "formats/safetensors.h"
+#include "observe/exponent_histogram.h"
 #include "quaver/linear.h"
 
 namespace quaver {
@@ -15,6 +16,8 @@ namespace quaver {
 struct SlotState {
   float scale = 1;
   std::vector<float> amax_history;
+  std::vector<std::int64_t> counters;  ///< kCastCounters of them; empty in files of before they were stored
+  std::optional<ExponentHistogram> exponents;  ///< if they were ever counted
   friend bool operator==(const SlotState&, const SlotState&) = default;
 };
 
