@@ -50,6 +50,18 @@ struct GemmOperand {
   std::int64_t cols() const { return e2m1_cols > 0 ? e2m1_cols : values.cols(); }
 };
 
+/// What a norm reads: x, or a sum that it forms and stores in the same pass: a residual stream and what a branch adds.
+struct NormInput {
+  NormInput(Tensor values) : x(std::move(values)) {}  // NOLINT(google-explicit-constructor)
+  NormInput(Tensor values, Tensor added, Tensor result)
+      : x(std::move(values)), addend(std::move(added)), sum(std::move(result)) {}
+  Tensor x;
+  Tensor addend;  ///< like x, or absent
+  Tensor sum;     ///< like x, present with addend: receives what `add` would give; may alias x or addend
+  /// The matrix that is normalised; where there is a sum, from the norm on.
+  const Tensor& normed() const { return addend ? sum : x; }
+};
+
 /// What `transform_heads` does to every head of q or k.
 struct HeadTransform {
   std::int64_t heads = 0, head_dim = 0;
@@ -170,16 +182,16 @@ class Backend : public ScaleUpdater {
   /// sums[n] += sum_m x[m,n]: the gradient of a bias. x real [M,N], sums f32[N].
   virtual void sum_rows(const Tensor& x, const Tensor& sums) = 0;
 
-  // ---- norms; x real [M,N], gain and bias f32[N], statistics f32[M] ----
+  // ---- norms; x real [M,N], gain and bias f32[N], statistics f32[M]; below, x stands for x.normed() ----
 
   /// y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + epsilon). `rstd` may be absent.
-  virtual void rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+  virtual void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                         const Tensor& rstd) = 0;
   /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat), xhat = x * rstd;  dgain += sum_m dy * xhat.
   virtual void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
                                  bool accumulate_dx, const Tensor& dx, const Tensor& dgain) = 0;
   /// y = (x - mean) * rstd * gain + bias, rstd = 1 / sqrt(variance + epsilon), the variance biased.
-  virtual void layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+  virtual void layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon,
                           const Output& y, const Tensor& mean, const Tensor& rstd) = 0;
   /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat - mean(dy*gain));  dgain += sum dy*xhat;  dbias +=
   /// sum dy.

@@ -86,7 +86,7 @@ class LanguageModel : public Module {
  private:
   Tensor embed(Context& context, const TokenBatch& tokens);
   /// Final norm and lm_head.
-  Tensor head(Context& context, const Tensor& x, Saved* saved);
+  Tensor head(Context& context, const NormInput& x, Saved* saved);
 
   std::shared_ptr<Backend> backend_;
   ModelConfig config_;

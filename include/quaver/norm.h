@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "quaver/autocast.h"
+#include "quaver/backend.h"
 #include "quaver/module.h"
 #include "quaver/scaling.h"
 
@@ -13,12 +14,12 @@ namespace quaver {
 class Norm : public Module {
  public:
   struct Saved {
-    Tensor x;           ///< the input
+    Tensor x;           ///< the input; the sum, where the norm forms one
     Tensor mean, rstd;  ///< f32[M]; mean for LayerNorm only
   };
   /// Writes y in the forms that `y` asks for (usually `linear.make_input(context, rows)`). `saved` may be
   /// null.
-  virtual void forward(const Tensor& x, const Output& y, Saved* saved) = 0;
+  virtual void forward(const NormInput& x, const Output& y, Saved* saved) = 0;
   /// dx (+)= gradient; gains and biases accumulate.
   virtual void backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) = 0;
 };
@@ -27,7 +28,7 @@ class Norm : public Module {
 class RmsNorm final : public Norm {
  public:
   RmsNorm(Backend& backend, std::int64_t width, float epsilon = 1e-6f);  ///< gain starts at 1
-  void forward(const Tensor& x, const Output& y, Saved* saved) override;
+  void forward(const NormInput& x, const Output& y, Saved* saved) override;
   void backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) override;
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
@@ -41,7 +42,7 @@ class RmsNorm final : public Norm {
 class LayerNorm final : public Norm {
  public:
   LayerNorm(Backend& backend, std::int64_t width, float epsilon = 1e-5f);  ///< gain starts at 1, bias at 0
-  void forward(const Tensor& x, const Output& y, Saved* saved) override;
+  void forward(const NormInput& x, const Output& y, Saved* saved) override;
   void backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) override;
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 

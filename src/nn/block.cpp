@@ -15,19 +15,18 @@ Block::Block(Backend& backend, const ModelConfig& config, const Rotary* rotary)
       attention_(backend, config, rotary),
       mlp_(backend, config) {}
 
-Tensor Block::forward(Context& context, const TokenBatch& tokens, const Tensor& x, BlockSaved* saved,
-                      const CachedLayer* cached) {
-  const Output attention_in = attention_.make_input(context, x.rows());
+NormInput Block::forward(Context& context, const TokenBatch& tokens, const NormInput& x, BlockSaved* saved,
+                         const CachedLayer* cached) {
+  const std::int64_t rows = x.x.rows();
+  const Output attention_in = attention_.make_input(context, rows);
   attention_norm_->forward(x, attention_in, saved ? &saved->attention_norm : nullptr);
   const Tensor x1 =
       attention_.forward(context, tokens, attention_in, saved ? &saved->attention : nullptr, cached);
-  backend_.add(x, x1, x1);
 
-  const Output mlp_in = mlp_.make_input(context, x.rows());
-  mlp_norm_->forward(x1, mlp_in, saved ? &saved->mlp_norm : nullptr);
+  const Output mlp_in = mlp_.make_input(context, rows);
+  mlp_norm_->forward({x.normed(), x1, x1}, mlp_in, saved ? &saved->mlp_norm : nullptr);
   const Tensor x2 = mlp_.forward(context, mlp_in, saved ? &saved->mlp : nullptr);
-  backend_.add(x1, x2, x2);
-  return x2;
+  return {x1, x2, x2};
 }
 
 void Block::backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient) {

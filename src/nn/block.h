@@ -21,9 +21,9 @@ struct BlockSaved {
 class Block : public Module {
  public:
   Block(Backend& backend, const ModelConfig& config, const Rotary* rotary);
-  /// x [M, width] -> [M, width].
-  Tensor forward(Context& context, const TokenBatch& tokens, const Tensor& x, BlockSaved* saved,
-                 const CachedLayer* cached);
+  /// x [M, width] -> [M, width]. The addition that ends a block is left to the norm that reads the result.
+  NormInput forward(Context& context, const TokenBatch& tokens, const NormInput& x, BlockSaved* saved,
+                    const CachedLayer* cached);
   /// Turns the gradient of the block's output into that of its input, in place.
   void backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient);
   void visit(const std::string& name, ModuleVisitor& visitor) override;

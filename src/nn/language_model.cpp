@@ -42,6 +42,22 @@ class Initializer : public ModuleVisitor {
   std::uint64_t seed_;
 };
 
+/// The last rows of every sequence, as many as it wants logits of: `count` in all.
+Tensor rows_with_logits(Backend& backend, const NormInput& x, std::span<const CacheExtension> sequences,
+                        std::int64_t count) {
+  if (x.addend) backend.add(x.x, x.addend, x.sum);
+  const Tensor& all = x.normed();
+  const Tensor wanted = backend.allocate(all.dtype(), {count, all.cols()});
+  std::int64_t row = 0, out = 0;
+  for (const CacheExtension& sequence : sequences) {
+    row += sequence.length;
+    if (sequence.logits == 0) continue;
+    backend.copy(all.slice(row - sequence.logits, sequence.logits), wanted.slice(out, sequence.logits));
+    out += sequence.logits;
+  }
+  return wanted;
+}
+
 }  // namespace
 
 LanguageModel::Saved::Saved() = default;
@@ -81,8 +97,8 @@ Tensor LanguageModel::embed(Context& context, const TokenBatch& tokens) {
   return x;
 }
 
-Tensor LanguageModel::head(Context& context, const Tensor& x, Saved* saved) {
-  const Output head_in = lm_head_->make_input(context, x.rows());
+Tensor LanguageModel::head(Context& context, const NormInput& x, Saved* saved) {
+  const Output head_in = lm_head_->make_input(context, x.x.rows());
   final_norm_->forward(x, head_in, saved ? &saved->final_norm : nullptr);
   return lm_head_->forward(context, head_in, saved ? &saved->lm_head : nullptr);
 }
@@ -93,7 +109,7 @@ Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved*
           tokens.batch, tokens.length, to_string(tokens.tokens.shape()));
   require(tokens.length <= config_.context, "model: {} positions exceed model.context = {}", tokens.length,
           config_.context);
-  Tensor x = embed(context, tokens);
+  NormInput x = embed(context, tokens);
   for (const auto& block : blocks_) {
     auto block_saved = saved ? std::make_unique<BlockSaved>() : nullptr;
     x = block->forward(context, tokens, x, block_saved.get(), nullptr);
@@ -124,23 +140,16 @@ Tensor LanguageModel::extend(Context& context, const Tensor& tokens,
           to_string(tokens.shape()));
 
   const TokenBatch batch{1, rows, tokens, upload(*backend_, positions, {rows}), {}};
-  Tensor x = embed(context, batch);
+  NormInput x = embed(context, batch);
   CachedLayer cached{sequences, 0};
   for (const auto& block : blocks_) {
     x = block->forward(context, batch, x, nullptr, &cached);
     ++cached.layer;
   }
-  const Tensor wanted = logit_rows == rows ? x : backend_->allocate(x.dtype(), {logit_rows, config_.width});
-  std::int64_t row = 0, out = 0;
-  for (const CacheExtension& sequence : sequences) {
-    row += sequence.length;
-    if (logit_rows != rows && sequence.logits > 0)
-      backend_->copy(x.slice(row - sequence.logits, sequence.logits), wanted.slice(out, sequence.logits));
-    out += sequence.logits;
-    sequence.cache->length += sequence.length;
-  }
+  for (const CacheExtension& sequence : sequences) sequence.cache->length += sequence.length;
   if (logit_rows == 0) return backend_->allocate(context.high_precision(), {0, config_.vocab});
-  return head(context, wanted, nullptr);
+  if (logit_rows == rows) return head(context, x, nullptr);
+  return head(context, rows_with_logits(*backend_, x, sequences, logit_rows), nullptr);
 }
 
 Output LanguageModel::make_logits_gradient(Context& context, const Saved& saved) {

@@ -9,10 +9,10 @@ RmsNorm::RmsNorm(Backend& backend, std::int64_t width, float epsilon)
   backend.fill(gain_.value, 1);
 }
 
-void RmsNorm::forward(const Tensor& x, const Output& y, Saved* saved) {
-  const Tensor rstd = saved ? backend_.allocate(DType::f32, {x.rows()}) : Tensor();
+void RmsNorm::forward(const NormInput& x, const Output& y, Saved* saved) {
+  const Tensor rstd = saved ? backend_.allocate(DType::f32, {x.x.rows()}) : Tensor();
   backend_.rms_norm(x, gain_.value, epsilon_, y, rstd);
-  if (saved) *saved = {x, {}, rstd};
+  if (saved) *saved = {x.normed(), {}, rstd};
 }
 
 void RmsNorm::backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) {
@@ -30,11 +30,11 @@ LayerNorm::LayerNorm(Backend& backend, std::int64_t width, float epsilon)
   backend.fill(bias_.value, 0);
 }
 
-void LayerNorm::forward(const Tensor& x, const Output& y, Saved* saved) {
-  const Tensor mean = saved ? backend_.allocate(DType::f32, {x.rows()}) : Tensor();
-  const Tensor rstd = saved ? backend_.allocate(DType::f32, {x.rows()}) : Tensor();
+void LayerNorm::forward(const NormInput& x, const Output& y, Saved* saved) {
+  const Tensor mean = saved ? backend_.allocate(DType::f32, {x.x.rows()}) : Tensor();
+  const Tensor rstd = saved ? backend_.allocate(DType::f32, {x.x.rows()}) : Tensor();
   backend_.layer_norm(x, gain_.value, bias_.value, epsilon_, y, mean, rstd);
-  if (saved) *saved = {x, mean, rstd};
+  if (saved) *saved = {x.normed(), mean, rstd};
 }
 
 void LayerNorm::backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) {

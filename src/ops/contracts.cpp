@@ -232,10 +232,15 @@ void check_sum_rows(const Tensor& x, const Tensor& sums) {
   operands.expect_contiguous(sums, "sums", DType::f32, {x.cols()});
 }
 
-void check_norm(std::string_view operation, const Tensor& x, const Tensor& gain, const Tensor& bias,
+void check_norm(std::string_view operation, const NormInput& input, const Tensor& gain, const Tensor& bias,
                 const Output& y, const Tensor& mean, const Tensor& rstd) {
   const Operands operands(operation);
+  const Tensor& x = input.x;
   operands.expect_real_matrix(x, "x");
+  if (input.addend) {
+    operands.expect(input.addend, "addend", x.dtype(), x.shape());
+    operands.expect(input.sum, "sum", x.dtype(), x.shape());
+  }
   operands.expect_contiguous(gain, "gain", DType::f32, {x.cols()});
   operands.expect_optional(bias, "bias", DType::f32, {x.cols()});
   operands.expect_output(y, "y", x.dtype(), x.shape());

@@ -25,7 +25,7 @@ void check_cast(const Tensor& x, const Output& output);
 void check_sum_rows(const Tensor& x, const Tensor& sums);
 
 /// mean and bias are absent for RMSNorm; rstd (and mean) may be absent in a forward.
-void check_norm(std::string_view operation, const Tensor& x, const Tensor& gain, const Tensor& bias,
+void check_norm(std::string_view operation, const NormInput& x, const Tensor& gain, const Tensor& bias,
                 const Output& y, const Tensor& mean, const Tensor& rstd);
 void check_norm_backward(std::string_view operation, const Tensor& dy, const Tensor& x, const Tensor& gain,
                          const Tensor& mean, const Tensor& rstd, const Tensor& dx, const Tensor& dgain,

@@ -102,6 +102,16 @@ void add_norms(Cases& cases, std::int64_t tokens) {
         },
         fp8);
   }
+  cases.add(
+      "add and rms_norm, e4m3", tokens, kWidth, 7,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        return [&b, x = random_real(b, DType::bf16, {m, n}, 1), y = random_real(b, DType::bf16, {m, n}, 2),
+                sum = filled(b, DType::bf16, {m, n}, 0), g = filled(b, DType::f32, {n}, 1),
+                out = fp8_output(b, m, n, DType::e4m3), r = filled(b, DType::f32, {m}, 0)] {
+          b.rms_norm({x, y, sum}, g, 1e-6f, out, r);
+        };
+      },
+      1);
   cases.add("rms_norm_backward", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
     return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
             g = filled(b, DType::f32, {n}, 1), r = filled(b, DType::f32, {m}, 1),

@@ -12,6 +12,9 @@ double bytes_of(const QuantizedTensor& q) {
 double bytes_of(const Output& output) {
   return bytes_of(output.values) + bytes_of(output.quantized);
 }
+double bytes_of(const NormInput& input) {
+  return bytes_of(input.x) + (input.addend ? bytes_of(input.addend) + bytes_of(input.sum) : 0);
+}
 /// As stored one way: a product reads one of the two.
 double bytes_of(const GemmOperand& operand) {
   return bytes_of(operand.values) + bytes_of(operand.blocks.scale_inv);
@@ -120,9 +123,9 @@ void TimedBackend::sum_rows(const Tensor& x, const Tensor& sums) {
   timed("sum_rows", sum_of_bytes(x, sums, sums), [&] { inner_->sum_rows(x, sums); });
 }
 
-void TimedBackend::rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+void TimedBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                             const Tensor& rstd) {
-  timed(named("rms_norm", y), sum_of_bytes(x, gain, y, rstd),
+  timed(named(x.addend ? "add and rms_norm" : "rms_norm", y), sum_of_bytes(x, gain, y, rstd),
         [&] { inner_->rms_norm(x, gain, epsilon, y, rstd); });
 }
 
@@ -134,9 +137,9 @@ void TimedBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Te
         [&] { inner_->rms_norm_backward(dy, x, gain, rstd, accumulate_dx, dx, dgain); });
 }
 
-void TimedBackend::layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+void TimedBackend::layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon,
                               const Output& y, const Tensor& mean, const Tensor& rstd) {
-  timed(named("layer_norm", y), sum_of_bytes(x, gain, bias, y, mean, rstd),
+  timed(named(x.addend ? "add and layer_norm" : "layer_norm", y), sum_of_bytes(x, gain, bias, y, mean, rstd),
         [&] { inner_->layer_norm(x, gain, bias, epsilon, y, mean, rstd); });
 }
 

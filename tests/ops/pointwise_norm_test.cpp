@@ -86,6 +86,44 @@ TEST_P(PointwiseNorm, ForwardCastsItsResult) {
   });
 }
 
+/// Where the norm stores the sum that it forms.
+enum class SumTo { fresh, x, addend };
+
+TEST_P(PointwiseNorm, ForwardAddsAsAddDoes) {
+  const Tensor addend = special_matrix(GetParam(), 10);
+  const Tensor statistics = reference().allocate(DType::f32, {GetParam().rows});
+  const auto norm = [&](Backend& backend, bool centred, const NormInput& input, const Output& y) {
+    centred ? backend.layer_norm(input, gain, bias, 1e-5f, y, Tensor(), statistics)
+            : backend.rms_norm(input, gain, 1e-5f, y, statistics);
+  };
+  for (const auto& [centred, to] :
+       {std::pair{false, SumTo::fresh}, std::pair{false, SumTo::x}, std::pair{true, SumTo::addend}}) {
+    const auto run = [&, centred = centred, to = to](Backend& backend, bool fused) {
+      const Output y = full_output(GetParam(), GetParam().cols, DType::e4m3, 37.25f, true);
+      const Tensor left = empty_matrix(GetParam()), right = empty_matrix(GetParam());
+      reference().copy(x, left);
+      reference().copy(addend, right);
+      const Tensor sum = to == SumTo::x ? left : to == SumTo::addend ? right : empty_matrix(GetParam());
+      if (!fused) backend.add(left, right, sum);
+      norm(backend, centred, fused ? NormInput(left, right, sum) : NormInput(sum), y);
+      finish(backend);
+      std::vector<Tensor> results = tensors_of(y);
+      results.insert(results.end(), {sum, copy_of(statistics)});
+      return results;
+    };
+    const auto expect_same = [&, centred = centred](Backend& backend) {
+      const std::vector<Tensor> expected = run(backend, false), found = run(backend, true);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true)
+            << backend.describe() << ", " << (centred ? "layer_norm" : "rms_norm") << ", result " << i;
+    };
+    expect_same(reference());
+    for (const auto& backend : cpu_backends()) expect_same(*backend);
+    if (!suits_devices({x})) continue;
+    for (const auto& backend : device_backends()) expect_same(*backend);
+  }
+}
+
 TEST_P(PointwiseNorm, SumRowsIsNearTheReference) {
   expect_near_reference(
       [&](Backend& backend) {

@@ -55,6 +55,16 @@ TEST_P(Contracts, RowOperationsNameTheOperand) {
   expect_refused([&] { backend->rms_norm(real(2, 3, DType::bf16), line(3), 1, y, {}); },
                  {"rms_norm", "y", "f32", "bf16"});
   expect_refused([&] { backend->rms_norm(real(2, 3), line(3), 1, {}, {}); }, {"rms_norm", "y"});
+  expect_refused(
+      [&] {
+        backend->rms_norm({real(2, 3), real(2, 4), real(2, 3)}, line(3), 1, y, {});
+      },
+      {"rms_norm", "addend", "[2, 4]", "[2, 3]"});
+  expect_refused(
+      [&] {
+        backend->rms_norm({real(2, 3), real(2, 3), {}}, line(3), 1, y, {});
+      },
+      {"rms_norm", "sum", "absent"});
   expect_refused([&] { backend->add(real(2, 3), real(3, 2), real(2, 3)); }, {"add", "[3, 2]", "[2, 3]"});
   expect_refused([&] { backend->activation(Activation::swiglu, {}, real(2, 3), y); }, {"activation", "gate"});
   expect_refused([&] { backend->sum_rows(real(2, 3), line(2)); }, {"sum_rows", "[2]", "[3]"});

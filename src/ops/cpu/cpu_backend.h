@@ -33,11 +33,11 @@ class CpuBackend final : public HostBackend {
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
   void sum_rows(const Tensor& x, const Tensor& sums) override;
-  void rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+  void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                 const Tensor& rstd) override;
   void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
                          bool accumulate_dx, const Tensor& dx, const Tensor& dgain) override;
-  void layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon, const Output& y,
+  void layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon, const Output& y,
                   const Tensor& mean, const Tensor& rstd) override;
   void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
                            const Tensor& rstd, bool accumulate_dx, const Tensor& dx, const Tensor& dgain,

@@ -26,6 +26,8 @@ void norm_forward(const Threads& threads, const NormKernels& kernels, const Tens
     const Piece piece = pieces.at(index);
     NormForward mine = norm;
     mine.x = part(norm.x, piece, real);
+    mine.addend = part(norm.addend, piece, real);
+    mine.sum = part(norm.sum, piece, real);
     mine.mean = at_row(norm.mean, piece.row);
     mine.rstd = at_row(norm.rstd, piece.row);
     kernels.forward(real, piece.extent, mine, production.at(piece, real));
@@ -53,13 +55,17 @@ void norm_backward(const Threads& threads, const NormKernels& kernels, const Ten
 
 }  // namespace
 
-void CpuBackend::rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+void CpuBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                           const Tensor& rstd) {
   check_norm("rms_norm", x, gain, Tensor(), y, Tensor(), rstd);
-  norm_forward(
-      threads_, *kernels_.norms, x,
-      {.x = const_rows(x), .gain = gain.data<float>(), .epsilon = epsilon, .rstd = data_or_null<float>(rstd)},
-      y);
+  norm_forward(threads_, *kernels_.norms, x.x,
+               {.x = const_rows(x.x),
+                .addend = const_rows(x.addend),
+                .sum = rows_of(x.sum),
+                .gain = gain.data<float>(),
+                .epsilon = epsilon,
+                .rstd = data_or_null<float>(rstd)},
+               y);
 }
 
 void CpuBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
@@ -77,11 +83,13 @@ void CpuBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tens
   dgain_sums.add_to(threads_, *kernels_.reductions, dgain);
 }
 
-void CpuBackend::layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+void CpuBackend::layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon,
                             const Output& y, const Tensor& mean, const Tensor& rstd) {
   check_norm("layer_norm", x, gain, bias, y, mean, rstd);
-  norm_forward(threads_, *kernels_.norms, x,
-               {.x = const_rows(x),
+  norm_forward(threads_, *kernels_.norms, x.x,
+               {.x = const_rows(x.x),
+                .addend = const_rows(x.addend),
+                .sum = rows_of(x.sum),
                 .gain = gain.data<float>(),
                 .bias = bias.data<float>(),
                 .epsilon = epsilon,

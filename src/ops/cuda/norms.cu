@@ -13,11 +13,24 @@ __device__ void for_packs(std::int64_t cols, const F& f) {
   for (std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * N; n < cols; n += kThreads * N) f(n);
 }
 
-/// RMSNorm is LayerNorm with a mean of 0. The variance is taken about the mean, in a second pass.
+/// RMSNorm is LayerNorm with a mean of 0. The variance is taken about the mean, in a second pass. Where there is an addend,
+/// x + addend is stored in `sum` first; a thread reads the elements that it has stored.
 template <int N, typename T>
 __global__ void __launch_bounds__(kThreads)
-    norm_statistics(Matrix<T> x, std::int64_t cols, float epsilon, bool centred, float* mean, float* rstd) {
+    norm_statistics(Matrix<T> x, Matrix<T> addend, Matrix<T> sum_of_both, std::int64_t cols, float epsilon,
+                    bool centred, float* mean, float* rstd) {
   const std::int64_t m = blockIdx.x;
+  if (addend.data) {
+    for_packs<N>(cols, [&](std::int64_t n) {
+      float values[N], added[N];
+      x.load(m, n, values);
+      addend.load(m, n, added);
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] += added[i];
+      sum_of_both.store(m, n, values);
+    });
+    x = sum_of_both;
+  }
   const auto mean_of = [&](const auto& term) {
     float sum = 0;
     for_packs<N>(cols, [&](std::int64_t n) {
@@ -113,25 +126,26 @@ float* floats_of(const Tensor& tensor) {
 
 struct ForwardArguments {
   const char* name;
-  const Tensor &x, &gain, &bias, &mean, &rstd;
+  const NormInput& input;
+  const Tensor &gain, &bias, &mean, &rstd;
   bool centred;
 };
 
 /// Statistics that the caller does not want go to temporary memory.
 void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backend& backend, Stream stream) {
-  const std::int64_t rows = norm.x.rows(), cols = norm.x.cols();
+  const Tensor& x = norm.input.x;
+  const std::int64_t rows = x.rows(), cols = x.cols();
   const Tensor rstd = norm.rstd ? norm.rstd : backend.allocate(DType::f32, {rows});
   const Tensor mean = norm.mean || !norm.centred ? norm.mean : backend.allocate(DType::f32, {rows});
-  const bool pack = packs(norm.x);
-  with_real(norm.x.dtype(), [&]<typename T>(T) {
-    const Matrix<T> x = matrix_of<T>(norm.x);
+  const bool pack = all_pack({x, norm.input.addend, norm.input.sum});
+  with_real(x.dtype(), [&]<typename T>(T) {
     const auto statistics = pack ? norm_statistics<kPack, T> : norm_statistics<1, T>;
-    launch(norm.name, statistics, {rows, kThreads}, stream, x, cols, epsilon, norm.centred, floats_of(mean),
-           rstd.data<float>());
-    produce<T, 1>(
-        norm.name,
-        Normed<T>{x, norm.gain.data<float>(), floats_of(norm.bias), floats_of(mean), rstd.data<float>()}, {y},
-        rows, cols, pack, stream);
+    launch(norm.name, statistics, {rows, kThreads}, stream, matrix_of<T>(x), matrix_of<T>(norm.input.addend),
+           matrix_of<T>(norm.input.sum), cols, epsilon, norm.centred, floats_of(mean), rstd.data<float>());
+    produce<T, 1>(norm.name,
+                  Normed<T>{matrix_of<T>(norm.input.normed()), norm.gain.data<float>(), floats_of(norm.bias),
+                            floats_of(mean), rstd.data<float>()},
+                  {y}, rows, cols, pack, stream);
   });
 }
 
@@ -156,7 +170,7 @@ void backward(const BackwardArguments& norm, bool accumulate_dx, Backend& backen
 
 }  // namespace
 
-void DeviceBackend::rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+void DeviceBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                              const Tensor& rstd) {
   check_norm("rms_norm", x, gain, {}, y, {}, rstd);
   forward({"rms_norm", x, gain, {}, {}, rstd, false}, epsilon, y, *this, stream());
@@ -169,7 +183,7 @@ void DeviceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const T
   backward({"rms_norm_backward", dy, x, gain, {}, rstd, dx, dgain, {}}, accumulate_dx, *this, stream());
 }
 
-void DeviceBackend::layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+void DeviceBackend::layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon,
                                const Output& y, const Tensor& mean, const Tensor& rstd) {
   check_norm("layer_norm", x, gain, bias, y, mean, rstd);
   forward({"layer_norm", x, gain, bias, mean, rstd, true}, epsilon, y, *this, stream());

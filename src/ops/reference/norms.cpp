@@ -23,6 +23,14 @@ struct NormArguments {
   bool centred;
 };
 
+void store_sum(const NormInput& input) {
+  if (!input.addend) return;
+  const RealMatrix x(input.x), addend(input.addend), sum(input.sum);
+  for (std::int64_t m = 0; m < input.x.rows(); ++m) {
+    for (std::int64_t n = 0; n < input.x.cols(); ++n) sum.set(m, n, x(m, n) + addend(m, n));
+  }
+}
+
 void forward(const NormArguments& norm, float epsilon, const Output& y) {
   const RealMatrix x(norm.x);
   const std::int64_t width = norm.x.cols();
@@ -62,10 +70,11 @@ void backward(const NormArguments& norm, const Tensor& dy_tensor, bool accumulat
 
 }  // namespace
 
-void ReferenceBackend::rms_norm(const Tensor& x, const Tensor& gain, float epsilon, const Output& y,
+void ReferenceBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                                 const Tensor& rstd) {
   check_norm("rms_norm", x, gain, {}, y, {}, rstd);
-  forward({x, gain, {}, {}, rstd, false}, epsilon, y);
+  store_sum(x);
+  forward({x.normed(), gain, {}, {}, rstd, false}, epsilon, y);
 }
 
 void ReferenceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
@@ -75,10 +84,11 @@ void ReferenceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, cons
   backward({x, gain, {}, {}, rstd, false}, dy, accumulate_dx, dx, dgain, {});
 }
 
-void ReferenceBackend::layer_norm(const Tensor& x, const Tensor& gain, const Tensor& bias, float epsilon,
+void ReferenceBackend::layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon,
                                   const Output& y, const Tensor& mean, const Tensor& rstd) {
   check_norm("layer_norm", x, gain, bias, y, mean, rstd);
-  forward({x, gain, bias, mean, rstd, true}, epsilon, y);
+  store_sum(x);
+  forward({x.normed(), gain, bias, mean, rstd, true}, epsilon, y);
 }
 
 void ReferenceBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,

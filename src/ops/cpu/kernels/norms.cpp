@@ -13,12 +13,26 @@ template <typename T>
   return sum(total) / static_cast<float>(count);
 }
 
+/// The row to be normalised; forms the sum, whose row stays in the nearest cache.
+template <typename T>
+[[gnu::always_inline]] inline const T* summed_row(const NormForward& norm, std::int64_t row,
+                                                  std::int64_t count, const T* type) {
+  const T* x = row_of(norm.x, row, type);
+  if (norm.addend.data == nullptr) return x;
+  const T* addend = row_of(norm.addend, row, type);
+  T* to = row_of(norm.sum, row, type);
+  for_vectors(count, [&](std::int64_t col, auto lanes) {
+    store(load(x + col, lanes) + load(addend + col, lanes), to + col, lanes);
+  });
+  return to;
+}
+
 template <bool kLayerNorm, typename T>
 [[gnu::flatten]] void forward_rows(Extent extent, const NormForward& norm, const ProducerRows& y,
                                    const T* type) {
   Producer<T> producer(y);
   for (std::int64_t row = 0; row < extent.rows; ++row) {
-    const T* x = row_of(norm.x, row, type);
+    const T* x = summed_row(norm, row, extent.cols, type);
     const float mean = kLayerNorm ? mean_of(x, extent.cols) : 0.0f;
     const float rstd = inverse_root_mean(sum_of_squares(x, mean, extent.cols), extent.cols, norm.epsilon);
     if (norm.mean != nullptr) norm.mean[row] = mean;

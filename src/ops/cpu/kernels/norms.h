@@ -8,7 +8,8 @@ namespace quaver::cpu {
 /// The forward's operands; `bias` and `mean` are null for RMSNorm, whose mean counts as 0. rstd may be null
 /// in RMSNorm.
 struct NormForward {
-  ConstRows x;
+  ConstRows x, addend;  ///< addend null: x is normalised, else their sum
+  Rows sum;             ///< receives it
   const float *gain = nullptr, *bias = nullptr;
   float epsilon = 0;
   float *mean = nullptr, *rstd = nullptr;  ///< [rows]
