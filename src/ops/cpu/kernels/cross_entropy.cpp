@@ -29,10 +29,11 @@ template <typename T>
   return sum(total);
 }
 
-[[gnu::always_inline]] inline i32x16 columns_from(std::int64_t first) {
-  std::int32_t lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::int32_t>(first) + i;
-  return for_parts<i32x16>([&](int p) { return load_native<NativeI32>(lanes + p * kNativeLanes); });
+/// 1 in the given lane, else 0.
+[[gnu::always_inline]] inline f32x16 one_in_lane(std::int64_t lane) {
+  float lanes[kLanes] = {};
+  lanes[lane] = 1.0f;
+  return load(lanes, Full{});
 }
 
 template <typename T>
@@ -51,12 +52,13 @@ template <typename T>
       loss.sum[row] = total;
     }
     if (!loss.wants_gradient) continue;
-    const i32x16 columns = columns_from(0);
+    const f32x16 scale = f32s(loss.gradient_scale);
     producer.store_row(row, 0, extent.cols, [&](std::int64_t col, auto lanes) {
       if (target < 0) return f32s(0.0f);
-      const i32x16 from_target = i32s(target - static_cast<std::int32_t>(col));
-      const f32x16 onehot = select(columns == from_target, f32s(1.0f), f32s(0.0f));
-      return loss.gradient_scale * (load(loss.exponentials + col, lanes) * factor - onehot);
+      f32x16 difference = load(loss.exponentials + col, lanes) * factor;
+      const std::int64_t lane = target - col;
+      if (__builtin_expect(lane >= 0 && lane < kLanes, 0)) difference = difference - one_in_lane(lane);
+      return scale * difference;
     });
   }
   producer.finish();

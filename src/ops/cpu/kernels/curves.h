@@ -19,7 +19,7 @@ template <Curve curve>
     const f32x16 s = sigmoid(1.59576912f * (x + 0.044715f * (x * x * x)));
     // Beyond 30 the slope is 0 or 1; there x^2 must not overflow, because infinity times s (1 - s) = 0 is
     // NaN.
-    const f32x16 near = select(x > f32s(30.0f), f32s(30.0f), select(f32s(-30.0f) > x, f32s(-30.0f), x));
+    const f32x16 near = max(f32s(-30.0f), min(f32s(30.0f), x));
     const f32x16 inner = 1.59576912f * (1.0f + 0.134145f * (near * near));
     return {x * s, s + (near * (s * (1.0f - s))) * inner};
   } else {

@@ -62,6 +62,32 @@ template <typename T>
   });
 }
 
+/// A norm, then the rotation, from memory to memory. Heads are normalised one after the other and independently: many of the
+/// short chains that end in a root and a division are under way at once.
+template <typename T>
+[[gnu::always_inline]] inline void normalise_and_rotate(const HeadLayout& layout, std::int64_t row,
+                                                        const T* from, T* to) {
+  const float rstd =
+      inverse_root_mean(sum_of_squares(from, 0.0f, layout.head_dim), layout.head_dim, layout.epsilon);
+  const auto normed = [&](std::int64_t i, auto lanes) {
+    return (load(from + i, lanes) * rstd) * load(layout.gain + i, lanes);
+  };
+  const std::int64_t half = layout.half, rotated = 2 * half;
+  if (half > 0) {
+    const float* cosine = layout.cosine + layout.positions[row] * half;
+    const float* sine = layout.sine + layout.positions[row] * half;
+    for_vectors(half, [&](std::int64_t j, auto lanes) {
+      const f32x16 c = load(cosine + j, lanes), s = load(sine + j, lanes);
+      const f32x16 a = normed(j, lanes), b = normed(half + j, lanes);
+      store(a * c - b * s, to + j, lanes);
+      store(b * c + a * s, to + half + j, lanes);
+    });
+  }
+  for_vectors(layout.head_dim - rotated, [&](std::int64_t i, auto lanes) {
+    store(normed(rotated + i, lanes), to + rotated + i, lanes);
+  });
+}
+
 template <typename T>
 [[gnu::flatten]] void forward_rows(std::int64_t rows, const HeadLayout& layout, ConstRows x, Rows out,
                                    float* head, const T* type) {
@@ -72,13 +98,14 @@ template <typename T>
       T* to = row_of(out, row, type) + begin;
       if (layout.norm == HeadNorm::none) {
         rotate_head(layout, row, 1.0f, from, to);
-        continue;
+      } else if (layout.norm == HeadNorm::before_rotation) {
+        normalise_and_rotate(layout, row, from, to);
+      } else {
+        copy_head(from, head, layout.head_dim);
+        rotate(layout, row, 1.0f, head, head);
+        normalise(layout, head);
+        copy_head(head, to, layout.head_dim);
       }
-      copy_head(from, head, layout.head_dim);
-      if (layout.norm == HeadNorm::before_rotation) normalise(layout, head);
-      rotate(layout, row, 1.0f, head, head);
-      if (layout.norm == HeadNorm::after_rotation) normalise(layout, head);
-      copy_head(head, to, layout.head_dim);
     }
   }
 }

@@ -117,12 +117,17 @@ template <Curve curve, typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    for (std::int64_t head = 0; head < extent.cols; ++head) {
-      const f32x16 factor = evaluate<curve>(f32s(to_f32(g_row[head]))).value;
-      producer.store_row(row, head * group, group, [&](std::int64_t i, auto lanes) {
-        return factor * load(u_row + head * group + i, lanes);
-      });
-    }
+    for_vectors(extent.cols, [&](std::int64_t first, auto heads) {
+      float factors[kLanes];
+      store(evaluate<curve>(load(g_row + first, heads)).value, factors, Full{});
+      for (int head = 0; head < lanes_in(heads); ++head) {
+        const std::int64_t begin = (first + head) * group;
+        const f32x16 factor = f32s(factors[head]);
+        producer.store_row(row, begin, group, [&](std::int64_t i, auto lanes) {
+          return factor * load(u_row + begin + i, lanes);
+        });
+      }
+    });
   }
   producer.finish();
 }
@@ -138,20 +143,26 @@ template <Curve curve, typename T>
 [[gnu::flatten]] void grouped_backward_rows(Extent extent, std::int64_t group, ConstRows d, ConstRows g,
                                             ConstRows u, Rows dg, Rows du, const T* type) {
   for (std::int64_t row = 0; row < extent.rows; ++row) {
-    for (std::int64_t head = 0; head < extent.cols; ++head) {
-      const std::int64_t begin = head * group;
-      const T* d_row = row_of(d, row, type) + begin;
-      const T* u_row = row_of(u, row, type) + begin;
-      T* du_row = row_of(du, row, type) + begin;
-      const ValueAndSlope at = evaluate<curve>(f32s(to_f32(row_of(g, row, type)[head])));
-      f32x16 products = f32s(0.0f);
-      for_vectors(group, [&](std::int64_t i, auto lanes) {
-        const f32x16 gradient = load(d_row + i, lanes);
-        products += gradient * load(u_row + i, lanes);
-        store(gradient * at.value, du_row + i, lanes);
-      });
-      store(f32s(sum(products)) * at.slope, row_of(dg, row, type) + head, Tail{1});
-    }
+    for_vectors(extent.cols, [&](std::int64_t first, auto heads) {
+      float values[kLanes], sums[kLanes] = {};
+      const ValueAndSlope at = evaluate<curve>(load(row_of(g, row, type) + first, heads));
+      store(at.value, values, Full{});
+      for (int head = 0; head < lanes_in(heads); ++head) {
+        const std::int64_t begin = (first + head) * group;
+        const T* d_row = row_of(d, row, type) + begin;
+        const T* u_row = row_of(u, row, type) + begin;
+        T* du_row = row_of(du, row, type) + begin;
+        const f32x16 value = f32s(values[head]);
+        f32x16 products = f32s(0.0f);
+        for_vectors(group, [&](std::int64_t i, auto lanes) {
+          const f32x16 gradient = load(d_row + i, lanes);
+          products += gradient * load(u_row + i, lanes);
+          store(gradient * value, du_row + i, lanes);
+        });
+        sums[head] = sum(products);
+      }
+      store(load(sums, Full{}) * at.slope, row_of(dg, row, type) + first, heads);
+    });
   }
 }
 
