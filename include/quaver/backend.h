@@ -20,6 +20,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -166,6 +167,9 @@ class Backend : public ScaleUpdater {
   /// tensor is not applied. values: bf16 [M,N]. Throws Error(usage) where the backend does not make blocks.
   virtual void dequantize(const QuantizedTensor& q, const Tensor& values);
 
+  /// counts[e] += elements of x (real [M,N]) whose biased FP32 exponent is e. counts: i64[kExponents].
+  virtual void count_exponents(const Tensor& x, const Tensor& counts) = 0;
+
   // ---- matrix products ----
 
   /// out (+)= (scale_inv_a * scale_inv_b) * product + bias. The sum of one element runs over the contraction
@@ -264,11 +268,22 @@ class Backend : public ScaleUpdater {
   /// AdamW with decoupled decay (arXiv 1711.05101), g = gradient * clip, clip = min(1, max_norm / norm[0]):
   ///   m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  mhat, vhat bias-corrected
   ///   value -= lr * (mhat / (sqrt(vhat) + epsilon) + weight_decay * value)
-  /// for every tensor. norm: f32[1] on the device. max_norm <= 0: no clipping. If norm[0] is not finite nothing is
-  /// written.
+  /// for every tensor. norm: f32[1] on the device. max_norm <= 0: no clipping. Nothing is written unless
+  /// `is_usable_norm(norm[0], max_norm)`.
   virtual void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
                      std::span<const AdamWTensor> tensors) = 0;
+  /// norm[0] <- NaN, so that no `adamw` with it writes anything, unless the columns kCastNan and kCastInfinite of
+  /// `before` and of `after` have one sum. Both i64[S, kCastCounters], contiguous, of any S.
+  virtual void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) = 0;
 };
+
+/// Whether gradients of this norm, clipped to max_norm (<= 0: not), can be squared in FP32: a larger one would put
+/// infinities into the second moment.
+inline bool is_usable_norm(float norm, float max_norm) {
+  constexpr float kLargest = 1e19f;
+  const float clipped = max_norm > 0 && max_norm < norm ? max_norm : norm;
+  return norm <= std::numeric_limits<float>::max() && clipped <= kLargest;  // false for NaN
+}
 
 /// Makes a backend by name: "reference" (plain scalar code: the specification), "cpu" (vectorised, the same
 /// bits where the contract says so), "cuda". `threads` = 0 uses every processor. Throws Error(usage) for an

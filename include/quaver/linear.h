@@ -131,6 +131,11 @@ class Linear : public Module {
   void record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, const GemmOperand& b,
               const Tensor& out);
   const QuantizedTensor& fp8_weight(Context& context);
+  QuantizedTensor cast_weight(Context& context, const Reading& reading, Gemm gemm);
+  Quantizer input_quantizer(Context& context);
+  void count_exponents(const Tensor& x, ScalingSlot& slot);
+  /// In a calibrating scope: stages the amaxes of what would have been cast under `recipes`.
+  void calibrate(Context& context, const Output& x, const Recipes& recipes, bool trains);
   const Tensor& real_weight(Context& context);
   void drop_unread_weights(const Reading& fprop, const Reading& dgrad);
   Tensor full_bias();
@@ -162,6 +167,8 @@ struct Linear::Saved {
   Tensor w;                      ///< for a dgrad that reads it in high precision
   QuantizedTensor w_fp8;         ///< for a dgrad that reads it quantised
   Recipes recipes;               ///< of fprop, dgrad and wgrad
+  /// The output gradient is cast for its amax alone, under this recipe.
+  std::optional<Recipe> calibration;
 };
 
 }  // namespace quaver

@@ -12,6 +12,8 @@ enum class GateActivation { sigmoid, sigmoid2, silu };  ///< sigmoid2 = 2 sigmoi
 /// RMSNorm of every head of q and k: not at all, or before or after the rotary embedding.
 enum class QkNorm { none, pre_rope, post_rope };
 enum class PositionKind { rope, learned };
+/// What backward computes again instead of keeping it: nothing, every attention, or every block.
+enum class Recompute { none, attention, block };
 enum class Activation { swiglu, geglu, gelu };  ///< gelu has no gate operand
 
 /// Largest values of the fields of ModelConfig: far above any model, and no product of sizes leaves 64 bits.
@@ -47,6 +49,7 @@ struct ModelConfig {
   float rope_fraction = 1;   ///< share of every head that is rotated; times head_dim a positive even number
 
   Activation mlp = Activation::swiglu;
+  Recompute recompute = Recompute::none;  ///< for memory; changes no bit of any result
 
   bool qkv_bias = false;   ///< biases of q, k and v
   bool out_bias = false;   ///< bias of the attention's out_proj

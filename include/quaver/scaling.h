@@ -19,6 +19,8 @@ enum CastCounter : int {
   kCastSaturated,    ///< |x * scale| > fp8_max, infinities included
   kCastUnderflowed,  ///< x != 0 became a zero
   kCastNan,          ///< x is NaN
+  kCastInfinite,     ///< x is infinite; among the saturated too
+  kCastZeros,        ///< x is zero
   kCastCounters,
 };
 
@@ -28,7 +30,12 @@ struct ScalingSlot {
   Tensor amax_history;  ///< f32[L], starts at 0. Entry 0 stages the amax of casts since the last update; L-1
                         ///< is the newest finished one
   Tensor counters;      ///< i64[kCastCounters], running totals since the owner last reset them
+  Tensor exponents;     ///< i64[kExponents], absent until they are counted: see `Context::count_exponents`
 };
+
+/// Biased exponents of FP32: entry e counts |x| in [2^(e-127), 2^(e-126)); 0 holds zeros and subnormals, 255 what is
+/// not finite.
+constexpr std::int64_t kExponents = 256;
 
 /// Scales of blocks of a matrix.
 struct BlockScales {

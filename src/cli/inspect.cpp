@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "train/fp8_health.h"
 #include "train/run_folder.h"
 
 namespace quaver::cli {
@@ -16,13 +17,19 @@ std::string types_of(const GemmRecord& gemm) {
   return fmt::format("{} x {} -> {}", name_of(gemm.a), name_of(gemm.b), name_of(gemm.out));
 }
 
+/// Why some runs of a product were not in FP8.
+std::string why_not(const GemmRecord& gemm, const GemmPolicy& policy) {
+  if (!policy.fp8) return ": " + policy.why_not;
+  return gemm.other_runs > 0 ? ": outside an enabled scope" : "";
+}
+
 void print_linear(const LinearState& state) {
   fmt::print("{}  {}\n", state.name, state.recipe ? describe(*state.recipe) : "no FP8 state");
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
     const GemmRecord& gemm = state.gemms[i];
     const GemmPolicy& policy = state.policy[i];
     fmt::print("  {:<11}  {:<20}  {} times in FP8, {} not{}{}\n", kGemmNames[i], types_of(gemm),
-               gemm.fp8_runs, gemm.other_runs, policy.fp8 ? "" : ": " + policy.why_not,
+               gemm.fp8_runs, gemm.other_runs, why_not(gemm, policy),
                state.recipe && !gemm.recipe.empty() && gemm.recipe != describe(*state.recipe)
                    ? ", " + gemm.recipe
                    : "");
@@ -46,21 +53,46 @@ ordered_json to_json(const LinearState& state) {
                            {"recipe", gemm.recipe},
                            {"fp8_runs", gemm.fp8_runs},
                            {"other_runs", gemm.other_runs}};
-    if (!state.policy[i].fp8) json[kGemmNames[i]]["why_not_fp8"] = state.policy[i].why_not;
+    if (const std::string why = why_not(gemm, state.policy[i]); !why.empty())
+      json[kGemmNames[i]]["why_not_fp8"] = why.substr(2);
   }
   if (!state.recipe) return json;
   json["owns_input"] = state.owns_input;
   for (const auto& [name, member] : kSlots) {
     const auto& slot = state.*member;
-    if (slot) json[name] = {{"scale", slot->scale}, {"last_amax", slot->amax_history.back()}};
+    if (!slot) continue;
+    if (!slot->amax_history.empty())
+      json[name] = {{"scale", slot->scale}, {"last_amax", slot->amax_history.back()}};
+    if (slot->exponents)
+      json[name]["exponents"] = {{"top", slot->exponents->top},
+                                 {"counts", slot->exponents->counts},
+                                 {"below", slot->exponents->below},
+                                 {"zeros", slot->exponents->zeros},
+                                 {"non_finite", slot->exponents->non_finite}};
   }
   return json;
+}
+
+int health(const std::vector<LinearState>& states, bool json) {
+  const std::vector<CastTensor> tensors = cast_tensors(states);
+  const std::vector<Advice> advice = advise(tensors);
+  if (json) {
+    ordered_json list = ordered_json::array();
+    for (const Advice& one : advice)
+      list.push_back({{"tensor", one.tensor}, {"rule", one.rule}, {"text", one.text}});
+    fmt::print("{}\n", ordered_json{{"tensors", tensors.size()}, {"advice", std::move(list)}}.dump());
+    return 0;
+  }
+  for (const Advice& one : advice) fmt::print("{:<14} {}: {}\n", one.rule, one.tensor, one.text);
+  fmt::print("{} tensors cast to FP8, {} pieces of advice\n", tensors.size(), advice.size());
+  return 0;
 }
 
 }  // namespace
 
 int inspect(const InspectArguments& arguments) {
   const std::vector<LinearState> states = load_fp8_state(arguments.run);
+  if (arguments.health) return health(states, arguments.json);
   ordered_json with_state = ordered_json::array(), without_state = ordered_json::array();
   for (const LinearState& state : states) {
     (state.recipe ? with_state : without_state).push_back(to_json(state));

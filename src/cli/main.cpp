@@ -49,6 +49,7 @@ void add_inspect(CLI::App& app, Command& chosen) {
   CLI::App* command = app.add_subcommand("inspect", "FP8 state of a trained model, module by module");
   auto arguments = std::make_shared<InspectArguments>();
   command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
+  command->add_flag("--health", arguments->health, "what is wrong with its FP8, and what to do");
   command->add_flag("--json", arguments->json, "print the result as one JSON object");
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }

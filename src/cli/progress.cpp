@@ -104,6 +104,9 @@ void Progress::stepped(const StepReport& report) {
   const bool logged =
       report.step == 1 || report.step == steps || (log_every > 0 && report.step % log_every == 0);
   if (terminal_ || logged) show(line, !terminal_ || report.step == steps);
+  if (!report.skipped.empty())
+    show(fmt::format("step {}/{} | skipped, nothing was updated: {}", report.step, steps, report.skipped),
+         true);
   if (report.validation) {
     show(fmt::format("step {}/{} | validation loss {:.4f} | bpb {}", report.step, steps,
                      report.validation->mean(), bpb_text(*report.validation, 4)),

@@ -23,8 +23,11 @@ std::string describe(const Fp8Coverage& fp8) {
 
 void print_text(const RunConfig& config, const TrainingResult& result) {
   fmt::print("train loss       {} (mean of the last {} steps)\n", loss_text(result.train),
-             std::min<std::int64_t>(kFinalSteps, result.steps));
+             std::min<std::int64_t>(kFinalSteps, result.steps - result.skipped));
   if (result.validation) fmt::print("validation loss  {}\n", loss_text(*result.validation));
+  if (result.skipped > 0)
+    fmt::print("skipped          {} of {} steps, in which numbers were not finite\n", result.skipped,
+               result.steps);
   fmt::print("speed            {} tokens/s\n", with_prefix(result.tokens_per_second));
   fmt::print("FP8              {}\n", describe(result.fp8));
   fmt::print("peak memory      {} in tensors, {} process\n", bytes(result.arena.peak),
@@ -36,6 +39,7 @@ void print_text(const RunConfig& config, const TrainingResult& result) {
 
 void print_json(const RunConfig& config, const TrainingResult& result) {
   nlohmann::ordered_json json = {{"steps", result.steps},
+                                 {"skipped", result.skipped},
                                  {"stopped", result.stopped},
                                  {"train_loss", result.train.mean()},
                                  {"train_bpb", result.train.bits_per_byte()},

@@ -16,7 +16,37 @@ Context::Context(ScaleUpdater& updater, DType high_precision)
 
 const std::optional<Recipe>& Context::recipe() const {
   static const std::optional<Recipe> none;
-  return scopes_.empty() ? none : scopes_.back();
+  return scopes_.empty() ? none : scopes_.back().fp8;
+}
+
+const std::optional<Recipe>& Context::calibration() const {
+  static const std::optional<Recipe> none;
+  return scopes_.empty() ? none : scopes_.back().calibration;
+}
+
+Context::Scope Context::make_scope(const std::optional<Recipe>& recipe, bool calibrating) {
+  return calibrating ? Scope{std::nullopt, recipe} : Scope{recipe, std::nullopt};
+}
+
+Tensor Context::input_scale(const ScalingSlot& slot) {
+  if (replayed_) {
+    require(next_scale_ < replayed_->scales.size(),
+            "autocast: a forward that is run again casts more inputs");
+    return replayed_->scales[next_scale_++];
+  }
+  if (recorded_) recorded_->scales.push_back(slot.scale);
+  return slot.scale;
+}
+
+QuantizedTensor Context::replayed_weight() {
+  if (!replayed_) return {};
+  require(next_weight_ < replayed_->weights.size(),
+          "autocast: a forward that is run again reads more weights");
+  return replayed_->weights[next_weight_++];
+}
+
+void Context::record_weight(const QuantizedTensor& copy) {
+  if (recorded_) recorded_->weights.push_back(copy);
 }
 
 void Context::add(std::vector<Registered>& list, const std::shared_ptr<ScalingSlot>& slot,
@@ -51,11 +81,19 @@ void Context::update(std::vector<Registered>& list, bool gradients) {
   if (!updates.empty()) updater_.update_scales(updates);
 }
 
-Autocast::Autocast(Context& context, bool enabled, Recipe recipe)
+Autocast::Autocast(Context& context, bool enabled, Recipe recipe, bool calibrating)
     : context_(context), exceptions_at_entry_(std::uncaught_exceptions()) {
   require(!enabled || context.high_precision() == DType::bf16,
           "autocast: FP8 needs a bf16 context; this one computes in f32 (for checking)");
-  context_.scopes_.push_back(enabled ? std::optional<Recipe>(recipe) : std::nullopt);
+  require(!enabled || !calibrating, "autocast: a scope computes in FP8 or calibrates, not both");
+  if (calibrating && !is_delayed(recipe)) {
+    fail(ErrorKind::usage,
+         "autocast: nothing to calibrate under the recipe {}: it scales by what it casts. Hint: without "
+         "calibration, or recipe = \"delayed\"",
+         describe(recipe));
+  }
+  const bool casts = enabled || calibrating;
+  context_.scopes_.push_back(Context::make_scope(casts ? std::optional(recipe) : std::nullopt, calibrating));
 }
 
 Autocast::~Autocast() noexcept(false) {
@@ -66,6 +104,33 @@ Autocast::~Autocast() noexcept(false) {
     return;
   }
   context_.update(context_.forward_, false);
+}
+
+RecordForward::RecordForward(Context& context, ForwardRecord& record) : context_(context) {
+  require(!context.recorded_ && !context.replayed_, "autocast: a recorded forward inside another");
+  record.recipe = context.casting_recipe();
+  record.calibrating = context.calibration().has_value();
+  record.noise_seed = context.noise_seed();
+  record.noise_position = context.noise_position();
+  context.recorded_ = &record;
+}
+
+ReplayForward::ReplayForward(Context& context, const ForwardRecord& record)
+    : context_(context),
+      outer_noise_seed_(context.noise_seed()),
+      outer_noise_position_(context.noise_position()) {
+  require(!context.recorded_ && !context.replayed_, "autocast: a forward run again inside another");
+  context.scopes_.push_back(Context::make_scope(record.recipe, record.calibrating));
+  context.replayed_ = &record;
+  context.next_scale_ = context.next_weight_ = 0;
+  context.set_noise(record.noise_seed, record.noise_position);
+}
+
+// Nothing was registered, so there is nothing to update, whichever scope this is.
+ReplayForward::~ReplayForward() {
+  context_.scopes_.pop_back();
+  context_.replayed_ = nullptr;
+  context_.set_noise(outer_noise_seed_, outer_noise_position_);
 }
 
 BackwardPass::BackwardPass(Context& context)

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "nn/recompute.h"
+
 namespace quaver {
 namespace {
 
@@ -113,6 +115,17 @@ void Attention::attend_cached(const CachedLayer& cached, const Tensor& q, const 
 
 Tensor Attention::forward(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
                           const CachedLayer* cached) {
+  const bool recomputes = config_.recompute == Recompute::attention;
+  const bool forgets = saved && recomputes && context.gradients_enabled();  // a probe looks at what is saved
+  if (!forgets) return run(context, tokens, x, saved, cached);
+  auto& again = saved->again.emplace(Saved::Again{tokens, x, {}});
+  return forward_and_forget<Saved>(backend_, context, again.record, [&](Saved* discarded) {
+    return run(context, tokens, x, discarded, nullptr);
+  });
+}
+
+Tensor Attention::run(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
+                      const CachedLayer* cached) {
   const Projections p = project(context, x, saved);
   const Tensor q = transform_forward(config_.heads, q_gain_.get(), p.q, tokens.positions);
   const Tensor k = transform_forward(config_.kv_heads, k_gain_.get(), p.k, tokens.positions);
@@ -165,6 +178,13 @@ void Attention::project_backward(Context& context, const Saved& saved, const Pro
 }
 
 void Attention::backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx) {
+  if (saved.again) {
+    const auto& [tokens, x, record] = *saved.again;
+    const auto run_again = [&, &tokens = tokens, &x = x](Saved* again) {
+      return run(context, tokens, x, again, nullptr);
+    };
+    return backward(context, saved_again<Saved>(context, record, run_again), dy, dx);
+  }
   const std::int64_t rows = dy.rows();
   const Tensor dgated = backend_.allocate(dy.dtype(), {rows, q_columns_});
   out_proj_->backward(context, saved.out_proj, out_proj_->cast_output_gradient(context, saved.out_proj, dy),

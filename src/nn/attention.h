@@ -41,6 +41,14 @@ class Attention : public Module {
     Projections projected;
     Tensor q, k;  ///< after rope and norm
     Tensor o, lse;
+
+    /// The input and how to run forward again, instead of all the above: model.recompute = attention.
+    struct Again {
+      TokenBatch tokens;
+      Output x;
+      ForwardRecord record;
+    };
+    std::optional<Again> again;
   };
 
   /// Where the norm before the attention should write: every projection reads this one tensor.
@@ -56,6 +64,8 @@ class Attention : public Module {
 
  private:
   Linear& first_projection() { return qkv_proj_ ? *qkv_proj_ : *q_proj_; }
+  Tensor run(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
+             const CachedLayer* cached);
   Projections slices(const Tensor& packed) const;
   Projections project(Context& context, const Output& x, Saved* saved);
   Projections allocate_gradients(DType dtype, std::int64_t rows);

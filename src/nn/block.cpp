@@ -1,5 +1,7 @@
 #include "nn/block.h"
 
+#include "nn/recompute.h"
+
 namespace quaver {
 
 std::unique_ptr<Norm> make_norm(Backend& backend, const ModelConfig& config) {
@@ -10,6 +12,7 @@ std::unique_ptr<Norm> make_norm(Backend& backend, const ModelConfig& config) {
 
 Block::Block(Backend& backend, const ModelConfig& config, const Rotary* rotary)
     : backend_(backend),
+      recomputes_(config.recompute == Recompute::block),
       attention_norm_(make_norm(backend, config)),
       mlp_norm_(make_norm(backend, config)),
       attention_(backend, config, rotary),
@@ -17,6 +20,17 @@ Block::Block(Backend& backend, const ModelConfig& config, const Rotary* rotary)
 
 NormInput Block::forward(Context& context, const TokenBatch& tokens, const NormInput& x, BlockSaved* saved,
                          const CachedLayer* cached) {
+  const bool forgets = saved && recomputes_ && context.gradients_enabled();  // a probe looks at what is saved
+  if (!forgets) return run(context, tokens, x, saved, cached);
+  // The first run forms the sum that x may be; the second finds it.
+  auto& again = saved->again.emplace(BlockSaved::Again{tokens, x.normed(), {}});
+  return forward_and_forget<BlockSaved>(backend_, context, again.record, [&](BlockSaved* discarded) {
+    return run(context, tokens, x, discarded, nullptr);
+  });
+}
+
+NormInput Block::run(Context& context, const TokenBatch& tokens, const NormInput& x, BlockSaved* saved,
+                     const CachedLayer* cached) {
   const std::int64_t rows = x.x.rows();
   const Output attention_in = attention_.make_input(context, rows);
   attention_norm_->forward(x, attention_in, saved ? &saved->attention_norm : nullptr);
@@ -30,6 +44,13 @@ NormInput Block::forward(Context& context, const TokenBatch& tokens, const NormI
 }
 
 void Block::backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient) {
+  if (saved.again) {
+    const auto& [tokens, x, record] = *saved.again;
+    const auto run_again = [&, &tokens = tokens, &x = x](BlockSaved* again) {
+      return run(context, tokens, x, again, nullptr);
+    };
+    return backward(context, saved_again<BlockSaved>(context, record, run_again), residual_gradient);
+  }
   const Tensor branch_gradient = backend_.allocate(residual_gradient.dtype(), residual_gradient.shape());
   mlp_.backward(context, saved.mlp, residual_gradient, branch_gradient);
   mlp_norm_->backward(saved.mlp_norm, branch_gradient, residual_gradient, true);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
@@ -16,6 +17,14 @@ struct BlockSaved {
   Norm::Saved attention_norm, mlp_norm;
   Attention::Saved attention;
   FeedForward::Saved mlp;
+
+  /// The input and how to run forward again, instead of all the above: model.recompute = block.
+  struct Again {
+    TokenBatch tokens;
+    Tensor x;
+    ForwardRecord record;
+  };
+  std::optional<Again> again;
 };
 
 class Block : public Module {
@@ -29,7 +38,11 @@ class Block : public Module {
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
  private:
+  NormInput run(Context& context, const TokenBatch& tokens, const NormInput& x, BlockSaved* saved,
+                const CachedLayer* cached);
+
   Backend& backend_;
+  bool recomputes_;
   std::unique_ptr<Norm> attention_norm_, mlp_norm_;
   Attention attention_;
   FeedForward mlp_;

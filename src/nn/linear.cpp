@@ -9,7 +9,8 @@
 namespace quaver {
 namespace {
 
-constexpr auto kFprop = static_cast<std::size_t>(Gemm::fprop), kWgrad = static_cast<std::size_t>(Gemm::wgrad);
+constexpr auto kFprop = static_cast<std::size_t>(Gemm::fprop), kDgrad = static_cast<std::size_t>(Gemm::dgrad),
+               kWgrad = static_cast<std::size_t>(Gemm::wgrad);
 
 std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length) {
   auto slot = std::make_shared<ScalingSlot>();
@@ -80,6 +81,20 @@ std::optional<Recipe> slot_recipe(const std::array<std::optional<Recipe>, 3>& re
   return found;
 }
 
+bool is_delayed_at(const std::array<std::optional<Recipe>, 3>& recipes, std::size_t gemm) {
+  return recipes[gemm] && is_delayed(*recipes[gemm]);
+}
+
+/// The recipe that each GEMM follows where the scope's is `scope`.
+std::array<std::optional<Recipe>, 3> recipes_for(const std::optional<Recipe>& scope,
+                                                 const GemmPolicies& policy) {
+  std::array<std::optional<Recipe>, 3> recipes;
+  for (std::size_t i = 0; i < recipes.size(); ++i) {
+    if (scope && policy[i].fp8) recipes[i] = policy[i].recipe ? policy[i].recipe : scope;
+  }
+  return recipes;
+}
+
 }  // namespace
 
 struct Linear::Reading {
@@ -115,12 +130,7 @@ void Linear::share_input_of(Linear& leader) {
 }
 
 Linear::Recipes Linear::recipes_of(const Context& context, const GemmPolicies& policy) {
-  Recipes recipes;
-  for (std::size_t i = 0; i < recipes.size(); ++i) {
-    if (context.recipe() && policy[i].fp8)
-      recipes[i] = policy[i].recipe ? policy[i].recipe : context.recipe();
-  }
-  return recipes;
+  return recipes_for(context.recipe(), policy);
 }
 
 Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gemm gemm) const {
@@ -146,13 +156,15 @@ Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gem
 Linear::Forms Linear::input_forms(const Context& context) const {
   Forms forms;
   for (const auto& reader : *input_readers_) {
-    const Recipes recipes = recipes_of(context, *reader);
+    const Recipes recipes = recipes_for(context.casting_recipe(), *reader);
     for (const std::size_t gemm : {kFprop, kWgrad}) {
       if (gemm == kWgrad && !context.gradients_enabled()) continue;
       const bool real = (*reader)[gemm].real_operands[static_cast<std::size_t>(OperandRole::input)];
       forms.add(recipes[gemm] && is_delayed(*recipes[gemm]) && !real);
     }
+    if (context.calibration()) forms.real = true;
   }
+  if (forms.fp8 && context.counts_exponents()) forms.real = true;
   return forms;
 }
 
@@ -174,7 +186,7 @@ const DelayedScaling& Linear::input_recipe(const Context& context) const {
   for (const auto& reader : *input_readers_) {
     for (const std::size_t gemm : {kFprop, kWgrad}) {
       const GemmPolicy& policy = (*reader)[gemm];
-      const auto& recipe = policy.recipe ? policy.recipe : context.recipe();
+      const auto& recipe = policy.recipe ? policy.recipe : context.casting_recipe();
       if (policy.fp8 && is_delayed(*recipe)) return std::get<DelayedScaling>(*recipe);
     }
   }
@@ -185,15 +197,21 @@ Output Linear::make_input(Context& context, std::int64_t rows) {
   Output x;
   const Forms forms = input_forms(context);
   if (forms.fp8) {
-    const DelayedScaling& recipe = input_recipe(context);
-    prepare_fp8(recipe);
-    const DType format = forward_dtype(recipe);
-    x.quantized = allocate_quantized(backend_, format, rows, options_.in_features);
-    x.quantizer = make_quantizer(*fp8_.input, format, context.gradients_enabled());
+    prepare_fp8(input_recipe(context));
+    x.quantizer = input_quantizer(context);
+    x.quantized = allocate_quantized(backend_, x.quantizer.format, rows, options_.in_features);
   }
   if (forms.real) x.values = backend_.allocate(context.high_precision(), {rows, options_.in_features});
   x.casts = std::make_shared<CastCache>();
   return x;
+}
+
+Quantizer Linear::input_quantizer(Context& context) {
+  Quantizer quantizer =
+      make_quantizer(*fp8_.input, forward_dtype(input_recipe(context)), context.leaves_trace());
+  quantizer.scale = context.input_scale(*fp8_.input);
+  if (context.calibration()) quantizer.counters = Tensor();  // nobody reads these bytes
+  return quantizer;
 }
 
 Output Linear::cast_input(Context& context, const Tensor& x) {
@@ -204,6 +222,14 @@ Output Linear::cast_input(Context& context, const Tensor& x) {
   backend_.cast(x, output);
   if (forms.real) output.values = x;
   return output;
+}
+
+void Linear::count_exponents(const Tensor& x, ScalingSlot& slot) {
+  if (!slot.exponents) {
+    slot.exponents = backend_.allocate(DType::i64, {kExponents});
+    backend_.fill(slot.exponents, 0);
+  }
+  backend_.count_exponents(x, slot.exponents);
 }
 
 const QuantizedTensor& Linear::fp8_weight(Context& context) {
@@ -218,9 +244,26 @@ const QuantizedTensor& Linear::fp8_weight(Context& context) {
       copy = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
     backend_.cast(weight_->value, {{}, copy, make_quantizer(*fp8_.weight, dtype, must_stage)});
     fp8_weight_ = {std::move(copy), weight_->version, dtype, must_stage};
+    if (must_stage && context.counts_exponents()) count_exponents(weight_->value, *fp8_.weight);
     ++weight_casts_;
   }
   return fp8_weight_.copy;
+}
+
+void Linear::calibrate(Context& context, const Output& x, const Recipes& recipes, bool trains) {
+  const Recipe recipe = *slot_recipe(recipes);
+  prepare_fp8(recipe);
+  if (!context.leaves_trace()) return;
+  if (x.quantized.defined()) context.register_forward(fp8_.input, recipe);
+  if (!is_delayed_at(recipes, kFprop) && !(trains && is_delayed_at(recipes, kDgrad))) return;
+  // A copy that nobody reads: one that stayed would be read by a later FP8 scope with the scale of before.
+  const DType format = forward_dtype(std::get<DelayedScaling>(recipe));
+  Quantizer quantizer = make_quantizer(*fp8_.weight, format, true);
+  quantizer.counters = Tensor();
+  backend_.cast(
+      weight_->value,
+      {{}, allocate_quantized(backend_, format, options_.out_features, options_.in_features), quantizer});
+  context.register_forward(fp8_.weight, recipe);
 }
 
 const Tensor& Linear::real_weight(Context& context) {
@@ -258,7 +301,8 @@ QuantizedTensor Linear::quantize(Context& context, const Tensor& x, const Operan
   const auto id = static_cast<std::uint64_t>(role) * 3 + static_cast<std::uint64_t>(gemm);
   const CastNoise noise{context.noise_seed(), Random(noise_stream_, context.noise_position()).bits(id)};
   QuantizedTensor q = allocate_quantized(backend_, cast, x.rows(), x.cols());
-  backend_.quantize(x, cast, noise, context.gradients_enabled() ? slot->counters : Tensor(), q);
+  backend_.quantize(x, cast, noise, context.leaves_trace() ? slot->counters : Tensor(), q);
+  if (context.counts_exponents()) count_exponents(x, *slot);
   return q;
 }
 
@@ -282,7 +326,14 @@ GemmOperand Linear::read(Context& context, const Output& operand, const Reading&
 
 GemmOperand Linear::read_weight(Context& context, const Reading& reading, Gemm gemm) {
   if (reading.kind == Reading::Kind::real) return real_weight(context);
-  if (reading.kind == Reading::Kind::delayed) return fp8_weight(context);
+  if (context.replays()) return context.replayed_weight();
+  const QuantizedTensor copy =
+      reading.kind == Reading::Kind::delayed ? fp8_weight(context) : cast_weight(context, reading, gemm);
+  context.record_weight(copy);
+  return copy;
+}
+
+QuantizedTensor Linear::cast_weight(Context& context, const Reading& reading, Gemm gemm) {
   if (const QuantizedTensor* const known = cast_weights_.find(reading.cast)) return *known;
   QuantizedTensor q = quantize(context, weight_->value, reading.cast, OperandRole::weight, gemm);
   cast_weights_.add(reading.cast, q);
@@ -316,18 +367,23 @@ Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
   if (!context.gradients_enabled())
     saved = nullptr;  // no backward follows, and the input has fprop's form alone
   require_shape(x, -1, options_.in_features, "input");
-  const Recipes recipes = recipes_of(context);
+  const Recipes recipes = recipes_of(context), calibrated = recipes_for(context.calibration(), *policy_);
   const std::optional<Recipe> recipe = slot_recipe(recipes);
   if (recipe) {
     // A sibling under delayed scaling reads this module's input slot.
     prepare_fp8(is_delayed(*recipe) || !input_forms(context).fp8 ? *recipe : Recipe(input_recipe(context)));
   }
+  const bool calibrates = contains_delayed(calibrated);
+  if (calibrates) calibrate(context, x, calibrated, saved != nullptr);
+  // Siblings read the leader's slot, and the leader counts it.
+  if (x.quantized.defined() && fp8_.owns_input && context.counts_exponents())
+    count_exponents(x.values, *fp8_.input);
   const Reading x_fprop = reading_of(recipes, OperandRole::input, Gemm::fprop),
                 x_wgrad = reading_of(recipes, OperandRole::input, Gemm::wgrad),
                 w_fprop = reading_of(recipes, OperandRole::weight, Gemm::fprop),
                 w_dgrad = reading_of(recipes, OperandRole::weight, Gemm::dgrad);
 
-  if (contains_delayed(recipes) && context.gradients_enabled()) {
+  if (contains_delayed(recipes) && context.leaves_trace()) {
     const auto delayed = [](const Reading& reading) { return reading.kind == Reading::Kind::delayed; };
     if (x.quantized.defined() && (delayed(x_fprop) || delayed(x_wgrad)))
       context.register_forward(fp8_.input, *recipe);
@@ -338,7 +394,7 @@ Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
                     b = read_weight(context, w_fprop, Gemm::fprop);
   Tensor y = backend_.allocate(context.high_precision(), {a.rows(), options_.out_features});
   backend_.gemm(Gemm::fprop, a, b, full_bias(), false, y);
-  record(Gemm::fprop, recipes, a, b, y);
+  if (!context.replays()) record(Gemm::fprop, recipes, a, b, y);
   if (saved) {
     *saved = {};
     saved->rows = y.rows();
@@ -346,6 +402,8 @@ Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
     for (std::size_t i = 0; i < recipes.size(); ++i) saved->in_fp8[i] = recipes[i].has_value();
     keep(read(context, x, x_wgrad, OperandRole::input, Gemm::wgrad), saved->x_fp8, saved->x);
     keep(read_weight(context, w_dgrad, Gemm::dgrad), saved->w_fp8, saved->w);
+    if (is_delayed_at(calibrated, kDgrad) || is_delayed_at(calibrated, kWgrad))
+      saved->calibration = slot_recipe(calibrated);
   }
   return y;
 }
@@ -361,19 +419,22 @@ Linear::Forms Linear::gradient_forms(const Recipes& recipes) const {
 Output Linear::make_output_gradient(Context& context, const Saved& saved) {
   Output dy;
   const Forms forms = gradient_forms(saved.recipes);
-  if (forms.fp8) {
-    const DType format = gradient_dtype(std::get<DelayedScaling>(*slot_recipe(saved.recipes)));
+  if (forms.fp8 || saved.calibration) {
+    const Recipe recipe = saved.calibration ? *saved.calibration : *slot_recipe(saved.recipes);
+    const DType format = gradient_dtype(std::get<DelayedScaling>(recipe));
     dy.quantized = allocate_quantized(backend_, format, saved.rows, options_.out_features);
     dy.quantizer = make_quantizer(*fp8_.grad_output, format, true);
+    if (saved.calibration) dy.quantizer.counters = Tensor();
   }
-  if (forms.real)
+  if (forms.real || context.counts_exponents())
     dy.values = backend_.allocate(context.high_precision(), {saved.rows, options_.out_features});
   dy.casts = std::make_shared<CastCache>();
   return dy;
 }
 
 Output Linear::cast_output_gradient(Context& context, const Saved& saved, const Tensor& dy) {
-  if (!gradient_forms(saved.recipes).fp8) return Output{dy, {}, {}, std::make_shared<CastCache>()};
+  if (!gradient_forms(saved.recipes).fp8 && !saved.calibration)
+    return Output{dy, {}, {}, std::make_shared<CastCache>()};
   Output output = make_output_gradient(context, saved);
   output.values = Tensor();
   backend_.cast(dy, output);
@@ -384,8 +445,11 @@ Output Linear::cast_output_gradient(Context& context, const Saved& saved, const 
 void Linear::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
                       bool accumulate_dx) {
   require_shape(dy, saved.rows, options_.out_features, "output gradient");
-  if (gradient_forms(saved.recipes).fp8)
-    context.register_backward(fp8_.grad_output, *slot_recipe(saved.recipes));
+  if (gradient_forms(saved.recipes).fp8 || saved.calibration) {
+    context.register_backward(fp8_.grad_output,
+                              saved.calibration ? *saved.calibration : *slot_recipe(saved.recipes));
+    if (context.counts_exponents()) count_exponents(dy.values, *fp8_.grad_output);
+  }
   const auto read_dy = [&](Gemm gemm) {
     const Reading reading = reading_of(saved.recipes, OperandRole::grad_output, gemm);
     return read(context, dy, reading, OperandRole::grad_output, gemm);

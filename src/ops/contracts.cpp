@@ -415,6 +415,21 @@ void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors) {
   }
 }
 
+void check_count_exponents(const Tensor& x, const Tensor& counts) {
+  const Operands operands("count_exponents");
+  operands.expect_real_matrix(x, "x");
+  operands.expect_contiguous(counts, "counts", DType::i64, {kExponents});
+}
+
+void check_refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) {
+  const Operands operands("refuse_non_finite_casts");
+  operands.expect(norm, "norm", DType::f32, {1});
+  for (const Tensor& counters : {before, after}) {
+    require(counters.shape().size() == 2, "refuse_non_finite_casts: expected matrices of counters");
+    operands.expect_contiguous(counters, "counters", DType::i64, {counters.rows(), kCastCounters});
+  }
+}
+
 void check_update_scales(std::span<const ScaleUpdate> updates) {
   const Operands operands("update_scales");
   for (const ScaleUpdate& update : updates) {

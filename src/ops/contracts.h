@@ -22,6 +22,7 @@ void check_fill(const Tensor& destination);
 void check_fill_normal(const Tensor& destination);
 void check_convert(const Tensor& source, const Tensor& destination);
 void check_cast(const Tensor& x, const Output& output);
+void check_count_exponents(const Tensor& x, const Tensor& counts);
 void check_sum_rows(const Tensor& x, const Tensor& sums);
 
 /// mean and bias are absent for RMSNorm; rstd (and mean) may be absent in a forward.
@@ -58,6 +59,7 @@ void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tens
 
 void check_global_norm(std::span<const Tensor> tensors, const Tensor& result);
 void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors);
+void check_refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm);
 void check_update_scales(std::span<const ScaleUpdate> updates);
 
 }  // namespace quaver

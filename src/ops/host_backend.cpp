@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "base/check.h"
 #include "ops/contracts.h"
@@ -38,6 +39,18 @@ void HostBackend::gather(std::span<const Tensor> sources, const Tensor& destinat
     copy_to_host(source, to);
     to += static_cast<std::size_t>(source.elements()) * size_of(source.dtype());
   }
+}
+
+void HostBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) {
+  check_refuse_non_finite_casts(before, after, norm);
+  const auto sum_of = [](const Tensor& counters) {
+    std::int64_t sum = 0;
+    const auto* row = counters.data<std::int64_t>();
+    for (std::int64_t slot = 0; slot < counters.rows(); ++slot, row += kCastCounters)
+      sum += row[kCastNan] + row[kCastInfinite];
+    return sum;
+  };
+  if (sum_of(before) != sum_of(after)) *norm.data<float>() = std::numeric_limits<float>::quiet_NaN();
 }
 
 MemoryUse HostBackend::memory_use() const {

@@ -1,4 +1,4 @@
-/// What backends that compute on the host share: the arena and copies.
+/// What backends that compute on the host share: the arena, copies, and what is too small to be worth a kernel.
 #pragma once
 
 #include <memory>
@@ -17,6 +17,7 @@ class HostBackend : public Backend {
   void copy_from_host(const void* source, const Tensor& destination) override;
   void copy_to_host(const Tensor& source, void* destination) override;
   void gather(std::span<const Tensor> sources, const Tensor& destination) override;
+  void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) override;
   MemoryUse memory_use() const override;
 
  private:

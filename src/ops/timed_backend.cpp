@@ -109,6 +109,10 @@ void TimedBackend::dequantize(const QuantizedTensor& q, const Tensor& values) {
   timed("dequantize", sum_of_bytes(q, values), [&] { inner_->dequantize(q, values); });
 }
 
+void TimedBackend::count_exponents(const Tensor& x, const Tensor& counts) {
+  timed("count_exponents", bytes_of(x), [&] { inner_->count_exponents(x, counts); });
+}
+
 void TimedBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                         bool accumulate, const Tensor& out) {
   const std::int64_t contraction = kind == Gemm::wgrad ? a.rows() : a.cols();
@@ -239,6 +243,11 @@ void TimedBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_no
   for (const auto& [gradient, value, m, v, decays] : tensors)
     bytes += sum_of_bytes(gradient, value, value, m, m, v, v);
   timed("adamw", bytes, [&] { inner_->adamw(step, norm, max_norm, tensors); });
+}
+
+void TimedBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) {
+  timed("refuse_non_finite_casts", sum_of_bytes(before, after),
+        [&] { inner_->refuse_non_finite_casts(before, after, norm); });
 }
 
 void TimedBackend::update_scales(std::span<const ScaleUpdate> updates) {

@@ -48,6 +48,7 @@ class TimedBackend final : public Backend {
   void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise, const Tensor& counters,
                 const QuantizedTensor& out) override;
   void dequantize(const QuantizedTensor& q, const Tensor& values) override;
+  void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
   void sum_rows(const Tensor& x, const Tensor& sums) override;
@@ -85,6 +86,7 @@ class TimedBackend final : public Backend {
   void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
   void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
              std::span<const AdamWTensor> tensors) override;
+  void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:

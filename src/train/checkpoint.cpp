@@ -22,6 +22,8 @@ std::string to_json(const RunProgress& progress) {
   ordered_json losses = ordered_json::array();
   for (const LossSum& loss : progress.last_losses) losses.push_back({loss.nats, loss.tokens, loss.bytes});
   return ordered_json{{"step", progress.step},
+                      {"skipped", progress.skipped},
+                      {"skipped_in_a_row", progress.skipped_in_a_row},
                       {"tokens", progress.tokens},
                       {"seconds", progress.seconds},
                       {"last_losses", std::move(losses)},
@@ -34,6 +36,8 @@ RunProgress progress_from(const std::string& path) try {
   const ordered_json json = ordered_json::parse(read_file(path));
   RunProgress progress;
   progress.step = json.at("step").get<std::int64_t>();
+  progress.skipped = json.value("skipped", std::int64_t{0});  // not in files of versions that skipped nothing
+  progress.skipped_in_a_row = json.value("skipped_in_a_row", std::int64_t{0});
   progress.tokens = json.at("tokens").get<std::int64_t>();
   progress.seconds = json.at("seconds").get<double>();
   for (const ordered_json& loss : json.at("last_losses")) {
@@ -71,6 +75,12 @@ void RunProgress::add(const StepResult& result, double step_seconds) {
   ++step;
   tokens += result.loss.tokens;
   seconds += step_seconds;
+  if (!result.skipped.empty()) {
+    ++skipped;
+    ++skipped_in_a_row;
+    return;
+  }
+  skipped_in_a_row = 0;
   if (last_losses.size() == kFinalSteps) last_losses.erase(last_losses.begin());
   last_losses.push_back(result.loss);
 }
@@ -122,8 +132,9 @@ RunProgress restore_checkpoint(const std::string& folder, Trainer& trainer) {
   restore_fp8_state(trainer.backend(), trainer.model(), fp8_state_from(read_part(fp8_file), fp8_file));
   const Safetensors optimizer = read_part(optimizer_file);
   restore_moments(trainer, optimizer, optimizer_file);
-  trainer.optimizer().set_steps(step_of(optimizer, optimizer_file));
-  return progress_from(folder + "/" + kProgressFile);
+  const RunProgress progress = progress_from(folder + "/" + kProgressFile);
+  trainer.optimizer().set_steps(step_of(optimizer, optimizer_file) - progress.skipped);
+  return progress;
 }
 
 }  // namespace quaver

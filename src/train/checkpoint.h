@@ -21,10 +21,12 @@ constexpr std::size_t kFinalSteps = 10;
 
 /// What the steps so far leave behind beside the states of model and optimizer.
 struct RunProgress {
-  std::int64_t step = 0;             ///< optimizer steps
-  std::int64_t tokens = 0;           ///< target tokens of all steps
-  double seconds = 0;                ///< of all steps
-  std::vector<LossSum> last_losses;  ///< of the last kFinalSteps steps, oldest first
+  std::int64_t step = 0;              ///< steps, skipped ones included
+  std::int64_t skipped = 0;           ///< of these, steps that updated nothing (train.nonfinite = "skip")
+  std::int64_t skipped_in_a_row = 0;  ///< of these, the newest
+  std::int64_t tokens = 0;            ///< target tokens of all steps
+  double seconds = 0;                 ///< of all steps
+  std::vector<LossSum> last_losses;   ///< of the last kFinalSteps steps that were not skipped, oldest first
   std::uint32_t data_fingerprint = 0;
 
   void add(const StepResult& result, double step_seconds);

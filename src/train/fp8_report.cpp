@@ -11,8 +11,8 @@
 namespace quaver {
 namespace {
 
-/// The counters of every slot; a shared input is counted once.
-class CounterCollector : public ModuleVisitor {
+/// Every slot; a shared input once.
+class SlotCollector : public ModuleVisitor {
  public:
   void linear(const std::string& /*name*/, Linear& linear) override {
     const Fp8State& state = linear.fp8();
@@ -21,11 +21,11 @@ class CounterCollector : public ModuleVisitor {
     add(state.grad_output);
   }
 
-  std::vector<Tensor> counters;
+  std::vector<std::shared_ptr<ScalingSlot>> slots;
 
  private:
   void add(const std::shared_ptr<ScalingSlot>& slot) {
-    if (slot) counters.push_back(slot->counters);
+    if (slot) slots.push_back(slot);
   }
 };
 
@@ -47,16 +47,28 @@ class CoverageCounter : public ModuleVisitor {
 }  // namespace
 
 CastCounts operator-(const CastCounts& a, const CastCounts& b) {
-  return {a.cast - b.cast, a.saturated - b.saturated, a.underflowed - b.underflowed, a.nan - b.nan};
+  return {a.cast - b.cast, a.saturated - b.saturated, a.underflowed - b.underflowed,
+          a.nan - b.nan,   a.infinite - b.infinite,   a.zeros - b.zeros};
+}
+
+std::vector<std::shared_ptr<ScalingSlot>> slots_of(Module& module) {
+  SlotCollector collector;
+  module.visit("", collector);
+  return std::move(collector.slots);
 }
 
 Tensor gather_cast_counters(Backend& backend, Module& module) {
-  CounterCollector collector;
-  module.visit("", collector);
-  const auto slots = static_cast<std::int64_t>(collector.counters.size());
-  Tensor all = backend.allocate(DType::i64, {slots, kCastCounters});
-  backend.gather(collector.counters, all);
+  std::vector<Tensor> counters;
+  for (const auto& slot : slots_of(module)) counters.push_back(slot->counters);
+  Tensor all = backend.allocate(DType::i64, {static_cast<std::int64_t>(counters.size()), kCastCounters});
+  backend.gather(counters, all);
   return all;
+}
+
+void clear_exponents(Backend& backend, Module& module) {
+  for (const auto& slot : slots_of(module)) {
+    if (slot->exponents) backend.fill(slot->exponents, 0);
+  }
 }
 
 CastCounts cast_counts(Backend& backend, const Tensor& counters) {
@@ -68,6 +80,8 @@ CastCounts cast_counts(Backend& backend, const Tensor& counters) {
     counts.saturated += values[slot + kCastSaturated];
     counts.underflowed += values[slot + kCastUnderflowed];
     counts.nan += values[slot + kCastNan];
+    counts.infinite += values[slot + kCastInfinite];
+    counts.zeros += values[slot + kCastZeros];
   }
   return counts;
 }

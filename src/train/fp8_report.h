@@ -2,19 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "quaver/backend.h"
+#include "quaver/linear.h"
 #include "quaver/module.h"
 
 namespace quaver {
 
 /// Elements cast to FP8, summed over all slots of a model.
 struct CastCounts {
-  std::int64_t cast = 0, saturated = 0, underflowed = 0, nan = 0;
+  std::int64_t cast = 0, saturated = 0, underflowed = 0, nan = 0, infinite = 0, zeros = 0;
 
+  std::int64_t non_finite() const { return nan + infinite; }
   friend CastCounts operator-(const CastCounts& a, const CastCounts& b);
   friend bool operator==(const CastCounts&, const CastCounts&) = default;
 };
+
+/// The slots of all Linears of a module; an input that siblings share once.
+std::vector<std::shared_ptr<ScalingSlot>> slots_of(Module& module);
 
 /// A copy of all slots' counters as they are now, i64[slots, kCastCounters], on the device.
 Tensor gather_cast_counters(Backend& backend, Module& module);
@@ -22,6 +29,9 @@ Tensor gather_cast_counters(Backend& backend, Module& module);
 CastCounts cast_counts(Backend& backend, const Tensor& counters);
 /// The running totals of all slots.
 CastCounts count_casts(Backend& backend, Module& module);
+
+/// Sets the exponent counts of all slots that have any to zero.
+void clear_exponents(Backend& backend, Module& module);
 
 /// How many Linears ran in FP8.
 struct Fp8Coverage {

@@ -9,20 +9,40 @@
 namespace quaver {
 namespace {
 
-std::optional<SlotState> capture(Backend& backend, const std::shared_ptr<ScalingSlot>& slot) {
-  if (!slot) return std::nullopt;
-  return SlotState{download(backend, slot->scale).front(), download(backend, slot->amax_history)};
+std::vector<std::int64_t> download_counts(Backend& backend, const Tensor& counts) {
+  std::vector<std::int64_t> values(static_cast<std::size_t>(counts.elements()));
+  backend.copy_to_host(counts, values.data());
+  return values;
 }
 
-void restore(Backend& backend, const std::optional<SlotState>& state, const ScalingSlot& slot,
+/// Other recipes than delayed scaling have counts in their slots, and nothing else.
+std::optional<SlotState> capture(Backend& backend, const std::shared_ptr<ScalingSlot>& slot, bool delayed) {
+  if (!slot) return std::nullopt;
+  SlotState state;
+  if (delayed) {
+    state.scale = download(backend, slot->scale).front();
+    state.amax_history = download(backend, slot->amax_history);
+  }
+  state.counters = download_counts(backend, slot->counters);
+  if (slot->exponents) state.exponents = to_histogram(download_counts(backend, slot->exponents));
+  return state;
+}
+
+void restore(Backend& backend, const std::optional<SlotState>& state, ScalingSlot& slot, bool delayed,
              const std::string& name) {
   if (!state) return;
-  if (static_cast<std::int64_t>(state->amax_history.size()) != slot.amax_history.elements()) {
-    fail(ErrorKind::data, "{}: an amax history of {} entries under a recipe of {}", name,
-         state->amax_history.size(), slot.amax_history.elements());
+  if (delayed) {
+    if (static_cast<std::int64_t>(state->amax_history.size()) != slot.amax_history.elements()) {
+      fail(ErrorKind::data, "{}: an amax history of {} entries under a recipe of {}", name,
+           state->amax_history.size(), slot.amax_history.elements());
+    }
+    backend.copy_from_host(&state->scale, slot.scale);
+    backend.copy_from_host(state->amax_history.data(), slot.amax_history);
   }
-  backend.copy_from_host(&state->scale, slot.scale);
-  backend.copy_from_host(state->amax_history.data(), slot.amax_history);
+  if (!state->counters.empty()) backend.copy_from_host(state->counters.data(), slot.counters);
+  if (!state->exponents) return;
+  slot.exponents = backend.allocate(DType::i64, {kExponents});
+  backend.copy_from_host(to_exponents(*state->exponents).data(), slot.exponents);
 }
 
 class Capture : public ModuleVisitor {
@@ -32,10 +52,11 @@ class Capture : public ModuleVisitor {
   void linear(const std::string& name, Linear& linear) override {
     const Fp8State& fp8 = linear.fp8();
     LinearState state{name, fp8.recipe, fp8.gemms, fp8.owns_input, {}, {}, {}, linear.policy()};
-    if (fp8.recipe && is_delayed(*fp8.recipe)) {  // other recipes have no state
-      if (fp8.owns_input) state.input = capture(backend_, fp8.input);
-      state.weight = capture(backend_, fp8.weight);
-      state.grad_output = capture(backend_, fp8.grad_output);
+    if (fp8.recipe) {
+      const bool delayed = is_delayed(*fp8.recipe);
+      if (fp8.owns_input) state.input = capture(backend_, fp8.input, delayed);
+      state.weight = capture(backend_, fp8.weight, delayed);
+      state.grad_output = capture(backend_, fp8.grad_output, delayed);
     }
     states.push_back(std::move(state));
   }
@@ -58,10 +79,11 @@ class Restore : public ModuleVisitor {
     const LinearState& state = states_[next_++];
     linear.fp8().gemms = state.gemms;
     if (!state.recipe) return;
+    const bool delayed = is_delayed(*state.recipe);
     linear.prepare_fp8(*state.recipe);
-    restore(backend_, state.input, *linear.fp8().input, name + ".input");
-    restore(backend_, state.weight, *linear.fp8().weight, name + ".weight");
-    restore(backend_, state.grad_output, *linear.fp8().grad_output, name + ".grad_output");
+    restore(backend_, state.input, *linear.fp8().input, delayed, name + ".input");
+    restore(backend_, state.weight, *linear.fp8().weight, delayed, name + ".weight");
+    restore(backend_, state.grad_output, *linear.fp8().grad_output, delayed, name + ".grad_output");
   }
 
   void require_all_used() const {

@@ -8,17 +8,21 @@
 #include <vector>
 
 #include "formats/safetensors.h"
+#include "observe/exponent_histogram.h"
 #include "quaver/linear.h"
 
 namespace quaver {
 
 struct SlotState {
   float scale = 1;
-  std::vector<float> amax_history;
+  std::vector<float> amax_history;     ///< empty: of another recipe than delayed scaling
+  std::vector<std::int64_t> counters;  ///< kCastCounters of them; empty in files of before they were stored
+  std::optional<ExponentHistogram> exponents;  ///< if they were ever counted
   friend bool operator==(const SlotState&, const SlotState&) = default;
 };
 
-/// The state of one Linear. Slots exist in modules that ran under delayed scaling; other recipes have none.
+/// The state of one Linear. Slots exist in modules that ran under a recipe; other recipes than delayed scaling have
+/// nothing but counts in them.
 struct LinearState {
   std::string name;
   std::optional<Recipe> recipe;
@@ -42,8 +46,8 @@ std::vector<LinearState> capture_fp8_state(Backend& backend, Module& module);
 void restore_fp8_state(Backend& backend, Module& module, const std::vector<LinearState>& states);
 
 /// A recipe other than delayed scaling comes back as CustomScaling with its description as a name: there is no state that
-/// would need more. Slots as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L]; everything else as JSON under the
-/// metadata key "linears".
+/// would need more. Slots of delayed scaling as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L]; everything
+/// else as JSON under the metadata key "linears".
 Safetensors to_safetensors(const std::vector<LinearState>& states);
 
 /// Throws Error(data), naming `source`, when the content is not what `to_safetensors` writes.

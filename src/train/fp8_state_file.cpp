@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -20,6 +21,9 @@ E named(const std::array<E, N>& all, const std::string& name) {
 
 constexpr std::array kDTypes = {DType::f32, DType::bf16, DType::e4m3, DType::e5m2,
                                 DType::i32, DType::i64,  DType::u8,   DType::e2m1};
+/// In the order of CastCounter.
+constexpr std::array<const char*, kCastCounters> kCounterNames = {"cast", "saturated", "underflowed",
+                                                                  "nan",  "infinite",  "zeros"};
 constexpr std::array kFormats = {Fp8Format::hybrid, Fp8Format::e4m3};
 constexpr std::array kAlgos = {AmaxCompute::max, AmaxCompute::most_recent, AmaxCompute::custom};
 
@@ -63,12 +67,50 @@ GemmRecord gemm_from_json(const ordered_json& json) {
           json.value("recipe", std::string())};
 }
 
+ordered_json histogram_to_json(const ExponentHistogram& histogram) {
+  return {{"top", histogram.top},
+          {"counts", histogram.counts},
+          {"below", histogram.below},
+          {"zeros", histogram.zeros},
+          {"non_finite", histogram.non_finite}};
+}
+
+ExponentHistogram histogram_from_json(const ordered_json& json) {
+  ExponentHistogram histogram;
+  histogram.top = json.at("top").get<int>();
+  const auto counts = json.at("counts").get<std::vector<std::int64_t>>();
+  if (counts.size() != kBinades)
+    fail(ErrorKind::data, "expected {} binades, found {}", kBinades, counts.size());
+  std::copy(counts.begin(), counts.end(), histogram.counts.begin());
+  histogram.below = json.at("below").get<std::int64_t>();
+  histogram.zeros = json.at("zeros").get<std::int64_t>();
+  histogram.non_finite = json.at("non_finite").get<std::int64_t>();
+  return histogram;
+}
+
+/// Counts of a slot: what its arrays do not say.
+ordered_json counts_to_json(const SlotState& slot) {
+  ordered_json json;
+  for (std::size_t i = 0; i < slot.counters.size(); ++i) json[kCounterNames[i]] = slot.counters[i];
+  if (slot.exponents) json["exponents"] = histogram_to_json(*slot.exponents);
+  return json;
+}
+
+void read_counts(const ordered_json& json, SlotState& slot) {
+  for (const char* name : kCounterNames) slot.counters.push_back(json.at(name).get<std::int64_t>());
+  if (json.contains("exponents")) slot.exponents = histogram_from_json(json.at("exponents"));
+}
+
 ordered_json linear_to_json(const LinearState& state) {
   ordered_json json = {{"name", state.name}, {"owns_input", state.owns_input}};
   if (state.recipe) json["recipe"] = recipe_to_json(*state.recipe);
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
     json[kGemmNames[i]] = gemm_to_json(state.gemms[i]);
     if (!state.policy[i].fp8) json[kGemmNames[i]]["why_not_fp8"] = state.policy[i].why_not;
+  }
+  for (const auto& [slot_name, member] : kSlots) {
+    const auto& slot = state.*member;
+    if (slot && !slot->counters.empty()) json["casts"][slot_name] = counts_to_json(*slot);
   }
   return json;
 }
@@ -108,8 +150,17 @@ void read_slots(const Safetensors& file, LinearState& state) {
     if (!state.recipe || !is_delayed(*state.recipe) || (member == &LinearState::input && !state.owns_input))
       continue;
     const std::string prefix = state.name + "." + slot_name;
-    state.*member =
-        SlotState{values_of(file, prefix + ".scale").front(), values_of(file, prefix + ".amax_history")};
+    state.*member = SlotState{
+        values_of(file, prefix + ".scale").front(), values_of(file, prefix + ".amax_history"), {}, {}};
+  }
+}
+
+void read_casts(const ordered_json& json, LinearState& state) {
+  for (const auto& [slot_name, member] : kSlots) {
+    if (!json.contains(slot_name)) continue;
+    auto& slot = state.*member;
+    if (!slot) slot.emplace();
+    read_counts(json.at(slot_name), *slot);
   }
 }
 
@@ -122,7 +173,7 @@ Safetensors to_safetensors(const std::vector<LinearState>& states) {
     linears.push_back(linear_to_json(state));
     for (const auto& [slot_name, member] : kSlots) {
       const auto& slot = state.*member;
-      if (!slot) continue;
+      if (!slot || slot->amax_history.empty()) continue;
       const std::string prefix = state.name + "." + slot_name;
       file.arrays.push_back(array_of(prefix + ".scale", std::span(&slot->scale, 1)));
       file.arrays.push_back(array_of(prefix + ".amax_history", slot->amax_history));
@@ -138,6 +189,7 @@ std::vector<LinearState> fp8_state_from(const Safetensors& file, const std::stri
     for (const auto& json : ordered_json::parse(file.metadata.at("linears"))) {
       states.push_back(linear_from_json(json));
       read_slots(file, states.back());
+      if (json.contains("casts")) read_casts(json.at("casts"), states.back());
     }
     return states;
   } catch (const Error& error) {

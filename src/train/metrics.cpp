@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 namespace quaver {
@@ -10,6 +11,7 @@ namespace {
 
 /// The double nearest to the shortest decimal form of `value`: 0.003, not 0.0030000000260770321.
 double readable(float value) {
+  if (!std::isfinite(value)) return static_cast<double>(value);
   return std::stod(fmt::format("{}", value));
 }
 
@@ -24,7 +26,11 @@ std::string to_json_line(const StepReport& report) {
                                  {"step_ms", report.seconds * 1e3},
                                  {"fp8_cast", report.casts.cast},
                                  {"fp8_saturated", report.casts.saturated},
-                                 {"fp8_underflowed", report.casts.underflowed}};
+                                 {"fp8_underflowed", report.casts.underflowed},
+                                 {"fp8_zeros", report.casts.zeros},
+                                 {"fp8_nan", report.casts.nan},
+                                 {"fp8_infinite", report.casts.infinite}};
+  if (!report.skipped.empty()) line["skipped"] = report.skipped;
   if (report.validation) {
     line["val_loss"] = report.validation->mean();
     if (report.validation->bytes > 0) line["val_bpb"] = report.validation->bits_per_byte();

@@ -20,6 +20,7 @@ struct StepReport {
   double seconds = 0;  ///< of the step, without evaluation and saving
   CastCounts casts;
   std::optional<LossSum> validation;  ///< on evaluation steps
+  std::string skipped;                ///< why nothing was updated; empty: it was
 
   double tokens_per_second() const { return static_cast<double>(loss.tokens) / seconds; }
 };
@@ -27,7 +28,7 @@ struct StepReport {
 /// Its finite numbers by the names they have in metrics.jsonl, without the step.
 std::vector<Scalar> scalars_of(const StepReport& report);
 
-/// The line of metrics.jsonl.
+/// The line of metrics.jsonl. Numbers that are not finite become null.
 std::string to_json_line(const StepReport& report);
 
 /// The lines of a metrics.jsonl for steps up to `step`. A line that a crash cut off is left out.

@@ -1,6 +1,5 @@
 #include "train/optimizer.h"
 
-#include <cmath>
 #include <string>
 
 #include "quaver/backend.h"
@@ -44,8 +43,13 @@ float AdamW::gradient_norm() {
   return download(backend_, norm_).front();
 }
 
-float AdamW::step(float lr) {
+bool AdamW::accepts(float norm) const {
+  return is_usable_norm(norm, options_.clip);
+}
+
+float AdamW::step(float lr, const NormCheck& check) {
   measure_norm();
+  if (check) check(norm_);
   const AdamWStep step{lr,        options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
                        steps_ + 1};
   std::vector<AdamWTensor> tensors;
@@ -58,13 +62,17 @@ float AdamW::step(float lr) {
   backend_.adamw(step, norm_, options_.clip, tensors);
   // Read after the updates were handed out, so that a device need not wait for the host in between.
   const float norm = download(backend_, norm_).front();
-  if (!std::isfinite(norm)) return norm;
+  if (!accepts(norm)) return norm;
   ++steps_;
+  drop_gradients();
+  return norm;
+}
+
+void AdamW::drop_gradients() {
   for (const Entry& entry : entries_) {
     ++entry.parameter->version;
     entry.parameter->clear_gradient();
   }
-  return norm;
 }
 
 }  // namespace quaver

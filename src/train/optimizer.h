@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,19 @@ class AdamW {
   /// The norm of all gradients together, before clipping.
   float gradient_norm();
 
+  /// Given the norm of the gradients on the device (f32[1]) before any update: may make it NaN to refuse the step.
+  using NormCheck = std::function<void(const Tensor& norm)>;
+
   /// Clips, updates every parameter and clears its gradient. Returns the norm before clipping. When that is
-  /// not finite, nothing is written and the step does not count.
-  float step(float lr);
+  /// not usable (`is_usable_norm`), nothing is written and the step does not count.
+  float step(float lr, const NormCheck& check = {});
+
+  /// Forgets the gradients of a step that was not taken, and that its weights were cast: their amaxes may have been
+  /// taken back.
+  void drop_gradients();
+
+  /// Whether a norm that `step` returned stands for a step that was taken.
+  bool accepts(float norm) const;
 
   /// Steps taken.
   std::int64_t steps() const { return steps_; }

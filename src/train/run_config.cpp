@@ -76,7 +76,7 @@ std::vector<std::string> differing_keys(const RunConfig& a, const RunConfig& b) 
 
 bool describes_weights(std::string_view key) {
   return key.starts_with("model.") && key != "model.context" && key != "model.init_std" &&
-         key != "model.gate_bias_init";
+         key != "model.gate_bias_init" && key != "model.recompute";
 }
 
 }  // namespace quaver

@@ -22,6 +22,9 @@ enum class Precision { fp8, bf16, fp32 };
 /// lowered over the last decay_fraction of all steps.
 enum class ScheduleKind { cosine, wsd };
 
+/// What a step does in which a loss, a gradient or a cast number is not finite: end the run, or leave its update out.
+enum class NonFinite { stop, skip };
+
 /// Section [train].
 struct TrainConfig {
   std::int64_t steps = 1000;  ///< optimizer steps
@@ -41,6 +44,8 @@ struct TrainConfig {
   std::int64_t save_every = 0;        ///< steps between checkpoints; 0: only at the end
   std::int64_t keep_checkpoints = 2;  ///< so many of the newest are kept
   bool tensorboard = false;           ///< the metrics also go to TensorBoard event files
+  NonFinite nonfinite = NonFinite::stop;
+  std::int64_t max_skips = 10;  ///< so many skipped steps one after the other end the run
   /// "random", or a run folder whose weights are the initial ones (its FP8 state and optimizer are not taken)
   std::string init = "random";
 
@@ -72,6 +77,7 @@ struct Fp8Config {
   bool lm_head = true;               ///< false keeps lm_head in BF16
   std::int64_t bf16_end_layers = 0;  ///< so many first and so many last blocks stay in BF16
   bool measured = false;  ///< fp8.auto: at start, GEMMs that FP8 does not make faster become overrides
+  std::int64_t histogram_every = 0;    ///< steps between those that count exponents; 0: never
   std::vector<Fp8Override> overrides;  ///< later ones win
 
   /// The recipe these fields describe.

@@ -214,6 +214,8 @@ void add_model_choices(std::vector<ConfigField>& fields) {
   model.number("rope_fraction", &ModelConfig::rope_fraction, kPositiveShare,
                "share of every head that is rotated");
   model.choice("mlp", &ModelConfig::mlp, {"swiglu", "geglu", "gelu"}, "activation of the feed-forward");
+  model.choice("recompute", &ModelConfig::recompute, {"none", "attention", "block"},
+               "what backward computes again instead of keeping it");
   model.boolean("qkv_bias", &ModelConfig::qkv_bias, "biases of q, k and v");
   model.boolean("out_bias", &ModelConfig::out_bias, "bias of the attention's out_proj");
   model.boolean("mlp_bias", &ModelConfig::mlp_bias, "biases of the feed-forward");
@@ -272,6 +274,10 @@ void add_train(std::vector<ConfigField>& fields) {
                 "so many of the newest are kept");
   train.boolean("tensorboard", &TrainConfig::tensorboard,
                 "also write TensorBoard event files to the run folder");
+  train.choice("nonfinite", &TrainConfig::nonfinite, {"stop", "skip"},
+               "what a step with a NaN or infinity does: end the run, or leave out its update");
+  train.integer("max_skips", &TrainConfig::max_skips, 1, kNoLimit,
+                "skip: so many steps left out one after the other end the run");
   train.text("init", &TrainConfig::init, "\"random\", or a run folder whose weights to begin with");
 }
 
@@ -290,6 +296,8 @@ void add_fp8(std::vector<ConfigField>& fields) {
   fp8.boolean("lm_head", &Fp8Config::lm_head, "lm_head in FP8; false: BF16");
   fp8.integer("bf16_end_layers", &Fp8Config::bf16_end_layers, 0, kMaxLayers,
               "so many first and so many last blocks in BF16");
+  fp8.integer("histogram_every", &Fp8Config::histogram_every, 0, kNoLimit,
+              "steps between those that count the exponents of what is cast; 0: never");
   fp8.boolean("auto", &Fp8Config::measured, "BF16 for every product that FP8 does not make faster here");
 }
 

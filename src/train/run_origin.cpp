@@ -12,7 +12,7 @@
 namespace quaver {
 namespace {
 
-constexpr std::array<std::string_view, 14> kMayChange = {"backend",
+constexpr std::array<std::string_view, 18> kMayChange = {"backend",
                                                          "threads",
                                                          "resume",
                                                          "run.dir",
@@ -25,7 +25,11 @@ constexpr std::array<std::string_view, 14> kMayChange = {"backend",
                                                          "train.init",
                                                          "train.tensorboard",
                                                          "train.eval_batches",
-                                                         "train.keep_checkpoints"};
+                                                         "train.keep_checkpoints",
+                                                         "train.nonfinite",
+                                                         "train.max_skips",
+                                                         "model.recompute",
+                                                         "fp8.histogram_every"};
 
 /// fp8.auto chose when the run began; its choice is part of the run.
 void adopt_choices(RunConfig& config, const RunConfig& stored) {

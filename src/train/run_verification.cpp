@@ -50,8 +50,9 @@ std::string verify_training_state(FileSystem& files, const std::string& folder) 
   const CheckpointManifest manifest = verify_checkpoint(files, folder);
   const RunConfig config = load_run_config(config_path(folder), kOnHost);
   Trainer trainer(make_backend(config.backend, config.threads), config);
-  require_step(restore_checkpoint(folder, trainer).step, manifest.step, folder);
-  require_step(trainer.steps(), manifest.step, optimizer_path(folder));
+  const RunProgress progress = restore_checkpoint(folder, trainer);
+  require_step(progress.step, manifest.step, folder);
+  require_step(trainer.steps() + progress.skipped, manifest.step, optimizer_path(folder));
   for (const std::string& path : {model_path(folder), fp8_state_path(folder)})
     require_step(step_of(read_part(path), path), manifest.step, path);
   for (const std::string& path : {model_path(folder), optimizer_path(folder)}) require_finite(path);

@@ -2,17 +2,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/check.h"
 #include "quaver/backend.h"
 #include "train/fp8_policy.h"
 #include "train/run_precision.h"
+#include "train/scale_snapshot.h"
 
 namespace quaver {
 namespace {
 
 AdamW::Options optimizer_options(const TrainConfig& train) {
   return {train.beta1, train.beta2, train.epsilon, train.weight_decay, train.clip};
+}
+
+std::string describe_non_finite(const StepResult& result) {
+  const double loss = result.loss.mean();
+  if (!std::isfinite(loss)) return fmt::format("loss {}", loss);
+  if (result.casts.non_finite() > 0)
+    return fmt::format("loss {}, {} NaN and {} infinities cast to FP8", loss, result.casts.nan,
+                       result.casts.infinite);
+  return fmt::format("loss {}, gradient norm {}", loss, result.gradient_norm);
 }
 
 LossSum count_targets(std::span<const HostBatch> batches) {
@@ -56,13 +67,26 @@ StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
                          const GradientsReady& gradients_ready) {
   // Nothing is read on the host before the step's last micro-batch is under way.
   const Tensor before = gather_cast_counters(backend(), model_);
+  const ScaleSnapshot scales(backend(), model_);
+  const std::int64_t every = config_.fp8.histogram_every;
+  const bool counts_exponents = every > 0 && (steps() + 1) % every == 0;
+  if (counts_exponents) clear_exponents(backend(), model_);
+  context_.count_exponents(counts_exponents);
   StepResult result;
   result.loss = accumulate(micro_batches);
   if (gradients_ready) gradients_ready(model_);
-  if (!std::isfinite(result.loss.nats)) fail_non_finite(result.loss.mean(), optimizer_.gradient_norm());
-  result.gradient_norm = optimizer_.step(lr);
-  if (!std::isfinite(result.gradient_norm)) fail_non_finite(result.loss.mean(), result.gradient_norm);
-  result.casts = count_casts(backend(), model_) - cast_counts(backend(), before);
+  const Tensor after = gather_cast_counters(backend(), model_);
+  result.gradient_norm = optimizer_.step(lr, [&](const Tensor& norm) {
+    if (!std::isfinite(result.loss.nats))
+      return backend().fill(norm, std::numeric_limits<double>::quiet_NaN());
+    backend().refuse_non_finite_casts(before, after, norm);
+  });
+  result.casts = cast_counts(backend(), after) - cast_counts(backend(), before);
+  if (optimizer_.accepts(result.gradient_norm)) return result;
+  scales.restore();
+  optimizer_.drop_gradients();
+  result.skipped = describe_non_finite(result);
+  if (config_.train.nonfinite == NonFinite::stop) fail_non_finite(result.skipped);
   return result;
 }
 
@@ -83,12 +107,12 @@ LossSum Trainer::accumulate(std::span<const HostBatch> micro_batches) {
   return sum;
 }
 
-void Trainer::fail_non_finite(double loss, float norm) const {
+void Trainer::fail_non_finite(const std::string& what) const {
   fail(ErrorKind::non_finite,
-       "step {}: loss {}, gradient norm {}: not finite. The weights are those of step {}. Hint: a lower "
-       "train.lr, a longer "
-       "train.warmup_steps or a smaller train.clip; precision = \"bf16\" tells whether FP8 is the reason",
-       steps() + 1, loss, norm, steps());
+       "step {}: {}: not finite. The weights are those of step {}. Hint: a lower train.lr, a longer "
+       "train.warmup_steps or a smaller train.clip; precision = \"bf16\" tells whether FP8 is the reason; "
+       "train.nonfinite = \"skip\" leaves such steps out",
+       steps() + 1, what, steps());
 }
 
 LossSum Trainer::evaluate(const ValidationBatches& batches) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "quaver/language_model.h"
@@ -21,6 +22,7 @@ struct StepResult {
   LossSum loss;
   float gradient_norm = 0;  ///< before clipping
   CastCounts casts;         ///< of this step
+  std::string skipped;      ///< why nothing was updated; empty: it was
 };
 
 class Trainer {
@@ -32,8 +34,9 @@ class Trainer {
   using GradientsReady = std::function<void(LanguageModel&)>;
 
   /// One optimizer step over micro-batches whose targets all weigh the same. `gradients_ready`, if given, is
-  /// called between the last backward and the update. Throws Error(non_finite), with the weights untouched,
-  /// when the loss or the gradient norm is not finite.
+  /// called between the last backward and the update. When a loss, the gradient norm or a number that was cast to FP8
+  /// is not finite, weights, moments, scales and histories stay as they were, bit for bit; then train.nonfinite
+  /// decides: "stop" throws Error(non_finite), "skip" returns why.
   StepResult step(float lr, std::span<const HostBatch> micro_batches,
                   const GradientsReady& gradients_ready = {});
 
@@ -53,7 +56,7 @@ class Trainer {
  private:
   void resolve_fp8_auto();
   LossSum accumulate(std::span<const HostBatch> micro_batches);
-  [[noreturn]] void fail_non_finite(double loss, float norm) const;
+  [[noreturn]] void fail_non_finite(const std::string& what) const;
 
   RunConfig config_;
   LanguageModel model_;

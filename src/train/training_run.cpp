@@ -63,6 +63,7 @@ class Run {
       metrics.append(to_json_line(report));
       if (events) events->append(report.step, scalars_of(report));
       observer_.stepped(report);
+      limit_skips(report);
       if (last || result.stopped || save_is_due(report.step)) {
         tell(checkpointer.begin(trainer_, progress_));
       }
@@ -145,7 +146,17 @@ class Run {
         trainer_.step(lr, batches, [&](LanguageModel& model) { observer_.gradients_ready(step, model); });
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     progress_.add(result, seconds);
-    return {step, result.loss, lr, result.gradient_norm, seconds, result.casts, std::nullopt};
+    return {step, result.loss, lr, result.gradient_norm, seconds, result.casts, std::nullopt, result.skipped};
+  }
+
+  void limit_skips(const StepReport& report) const {
+    if (progress_.skipped_in_a_row < config_.train.max_skips) return;
+    fail(ErrorKind::non_finite,
+         "step {}: {}: not finite, as in all of the last {} steps, which is train.max_skips. Hint: a lower "
+         "train.lr, a longer train.warmup_steps or a smaller train.clip; the last checkpoint is from before "
+         "or "
+         "among them, with the weights of the last step that was taken",
+         report.step, report.skipped, progress_.skipped_in_a_row);
   }
 
   bool save_is_due(std::int64_t step) {
@@ -172,7 +183,8 @@ class Run {
     tell(save);
     if (save && !save->error.empty()) fail(ErrorKind::failure, "{}", save->error);
     if (!result.stopped && !result.validation) result.validation = trainer_.evaluate(validation_);
-    result.steps = trainer_.steps();
+    result.steps = progress_.step;
+    result.skipped = progress_.skipped;
     for (const LossSum& loss : progress_.last_losses) result.train += loss;
     result.tokens_per_second = static_cast<double>(progress_.tokens) / progress_.seconds;
     result.fp8 = fp8_coverage(trainer_.model());

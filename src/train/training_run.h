@@ -44,6 +44,7 @@ class TrainingObserver {
 
 struct TrainingResult {
   std::int64_t steps = 0;
+  std::int64_t skipped = 0;           ///< of these, steps that updated nothing
   bool stopped = false;               ///< on request, before the last step
   LossSum train;                      ///< of the last kFinalSteps steps
   std::optional<LossSum> validation;  ///< after the last step; not of a run that was stopped

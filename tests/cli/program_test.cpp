@@ -170,6 +170,33 @@ TEST_F(ProgramTest, TrainsEvaluatesSamplesAndInspects) {
   EXPECT_EQ(last_line(run_program({"inspect", run}).out), "11 modules with FP8 state");
 }
 
+TEST_F(ProgramTest, InspectHealthGivesAdviceWithNumbers) {
+  // A margin of -8 makes every scale 2^8 times too large: most numbers saturate.
+  ASSERT_EQ(train({"fp8.margin=-8", "fp8.histogram_every=1", "train.nonfinite=skip"}).exit_code, 0);
+  const json sick = json::parse(run_program({"inspect", run, "--health", "--json"}).out);
+  EXPECT_GT(sick.at("tensors"), 20);
+  bool found = false;
+  for (const json& advice : sick.at("advice"))
+    found = found || (advice.at("rule") == "saturates" && advice.at("tensor") == "lm_head.input");
+  EXPECT_TRUE(found) << sick.dump();
+  const std::string text = run_program({"inspect", run, "--health"}).out;
+  EXPECT_TRUE(contains(text, "saturates      lm_head.input: ")) << text;
+  EXPECT_TRUE(contains(last_line(text), "tensors cast to FP8, ")) << text;
+  const json modules = json::parse(run_program({"inspect", run, "--json"}).out).at("modules");
+  EXPECT_EQ(modules.at(0).at("input").at("exponents").at("counts").size(), 32u);
+}
+
+TEST_F(ProgramTest, BenchMemoryShowsWhatRecomputationSaves) {
+  const ProgramResult result =
+      run_program({"bench", "memory", std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json memory = json::parse(result.out).at("recompute");
+  const auto activations = [&](const char* kind) { return memory.at(kind).at("activations").get<double>(); };
+  EXPECT_LT(activations("block"), activations("attention"));
+  EXPECT_LT(activations("attention"), activations("none"));
+  EXPECT_LT(memory.at("block").at("peak"), memory.at("none").at("peak"));
+}
+
 TEST_F(ProgramTest, SamplesAreAFunctionOfTheSeed) {
   ASSERT_EQ(train().exit_code, 0);
   const auto sample = [&](const std::string& seed) {

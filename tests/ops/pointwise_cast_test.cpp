@@ -95,7 +95,7 @@ TEST(PointwiseUpdateScales, EqualsTheReference) {
         std::vector<ScaleUpdate> updates;
         std::vector<Tensor> results;
         for (int i = 0; i < 200; ++i) {  // several pieces of work
-          ScalingSlot slot{backend.allocate(DType::f32, {1}), random_vector(length, i), Tensor()};
+          ScalingSlot slot{backend.allocate(DType::f32, {1}), random_vector(length, i), {}, {}};
           backend.fill(slot.scale, 1.0);
           slot.amax_history.data<float>()[0] = staged[i % std::size(staged)];
           updates.push_back({slot, i % 3 == 0 ? 57344.0f : 448.0f, i % 4 - 1, algo});

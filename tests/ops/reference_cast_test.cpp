@@ -132,6 +132,37 @@ TEST_P(CastOperation, AFusedCastRoundsToTheRealTypeFirst) {
   }
 }
 
+TEST_P(CastOperation, ExponentsAreCountedByBinade) {
+  const Doubles x{
+      0,           -0.0, 1, -1.5, 2, 0x1p-126, 0x1p-149, 0x1.8p127, std::numeric_limits<double>::infinity(),
+      std::nan("")};
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Tensor counts = backend->allocate(DType::i64, {kExponents});
+    backend->fill(counts, 2);
+    for (int times = 0; times < 2; ++times) backend->count_exponents(matrix(x, 2, 5, dtype), counts);
+    std::vector<std::int64_t> found(kExponents), expected(kExponents, 2);
+    backend->copy_to_host(counts, found.data());
+    expected[0] += 2 * 3;  // zeros and the subnormal, which is a zero in BF16
+    expected[1] += 2;
+    expected[127] += 2 * 2;
+    expected[128] += 2;
+    expected[254] += 2;
+    expected[255] += 2 * 2;
+    EXPECT_EQ(found, expected) << name_of(dtype);
+  }
+}
+
+TEST_P(CastOperation, ExponentsOfALargeMatrixAreAllCounted) {
+  const Tensor counts = backend->allocate(DType::i64, {kExponents});
+  backend->fill(counts, 0);
+  const std::int64_t rows = 131, cols = 257;  // more than a piece and a block of threads
+  backend->count_exponents(matrix(normal_values(rows * cols, 1), rows, cols), counts);
+  std::vector<std::int64_t> found(kExponents), expected(kExponents);
+  backend->copy_to_host(counts, found.data());
+  for (const double x : normal_values(rows * cols, 1)) ++expected[x == 0 ? 0 : std::ilogb(x) + 127];
+  EXPECT_EQ(found, expected);
+}
+
 // One amax and one count for all that a producer writes, not per row or piece.
 TEST_P(CastOperation, AProducerStagesTheAmaxOfItsResultNotOfItsInput) {
   const Output out = output(slice(2, 2, DType::e4m3), 1);

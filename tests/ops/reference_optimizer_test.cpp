@@ -84,6 +84,50 @@ TEST_P(OptimizerOperation, AdamWWritesNothingWhenTheNormIsNotFinite) {
   }
 }
 
+TEST_P(OptimizerOperation, AdamWWritesNothingWhenAClippedGradientCouldNotBeSquared) {
+  const auto steps = [&](double norm, float max_norm) {
+    const Tensor value = vector({1, 2}), m = vector({3, 4}), v = vector({5, 6});
+    backend->adamw({.lr = 1}, vector({norm}), max_norm,
+                   std::vector<AdamWTensor>{{vector({norm, 0}), value, m, v}});
+    for (const Tensor& tensor : {value, m, v}) {
+      for (const float x : floats(tensor))
+        EXPECT_TRUE(std::isfinite(x)) << norm << " clipped to " << max_norm;
+    }
+    return floats(m)[0] != 3;
+  };
+  EXPECT_TRUE(steps(1e19, 0));
+  EXPECT_FALSE(steps(1.1e19, 0)) << "its square is 1.2e38, near the largest FP32 number";
+  EXPECT_FALSE(steps(3e38, 0));
+  EXPECT_TRUE(steps(3e38, 1));
+  EXPECT_FALSE(steps(3e38, 2e19f));
+}
+
+TEST_P(OptimizerOperation, NonFiniteCastsMakeTheNormNan) {
+  // More slots than a block has threads; each has seen `nan` and `infinite` in one of them.
+  const auto counters = [&](std::int64_t slots, std::int64_t nan, std::int64_t infinite) {
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(slots * kCastCounters), 7);
+    for (std::int64_t slot = 0; slot < slots; ++slot) {
+      counts[slot * kCastCounters + kCastNan] = slot == slots - 1 ? nan : 0;
+      counts[slot * kCastCounters + kCastInfinite] = slot == 5 ? infinite : 0;
+    }
+    const Tensor tensor = backend->allocate(DType::i64, {slots, kCastCounters});
+    backend->copy_from_host(counts.data(), tensor);
+    return tensor;
+  };
+  const auto refuses = [&](const Tensor& before, const Tensor& after) {
+    const Tensor norm = vector({1.5});
+    backend->refuse_non_finite_casts(before, after, norm);
+    EXPECT_TRUE(std::isnan(floats(norm)[0]) || floats(norm)[0] == 1.5f);
+    return std::isnan(floats(norm)[0]);
+  };
+  EXPECT_FALSE(refuses(counters(300, 2, 3), counters(300, 2, 3))) << "those that were known";
+  EXPECT_TRUE(refuses(counters(300, 2, 3), counters(300, 3, 3)));
+  EXPECT_TRUE(refuses(counters(300, 2, 3), counters(300, 2, 4)));
+  EXPECT_FALSE(refuses(counters(0, 0, 0), counters(0, 0, 0)));
+  EXPECT_FALSE(refuses(counters(0, 0, 0), counters(300, 0, 0))) << "slots of a first step";
+  EXPECT_TRUE(refuses(counters(0, 0, 0), counters(300, 0, 1)));
+}
+
 TEST_P(OptimizerOperation, TheNormSpansAllTensorsAndIsSummedInDouble) {
   const Tensor norm = backend->allocate(DType::f32, {1});
   backend->global_norm(std::vector{vector({3}), vector({0, -4, 12})}, norm);

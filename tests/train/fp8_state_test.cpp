@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <nlohmann/json.hpp>
+
 #include "support/errors.h"
+#include "train/fp8_health.h"
 #include "train/trainer.h"
 #include "training_support.h"
 
@@ -15,6 +19,7 @@ class Fp8StateTest : public testing::Test {
     write_text(folder);
     config = micro_config(folder);
     config.model.packed_qkv = false;  // q, k, v and gate share one input slot
+    config.fp8.histogram_every = 3;
     trainer = std::make_unique<Trainer>(make_backend("cpu", 2), config);
     const BatchSource source = training_batches(config);
     for (int step = 0; step < 3; ++step) {
@@ -61,6 +66,63 @@ TEST_F(Fp8StateTest, HoldsWhatTrainingLeft) {
     EXPECT_EQ(state.gemms[0].fp8_runs, 3);
   }
   EXPECT_EQ(shared, 2u * 4);  // k, v and gate read q's input; up_proj reads gate_proj's
+}
+
+TEST_F(Fp8StateTest, ExponentsAreThoseOfEverythingCastInTheStepThatCounts) {
+  for (const LinearState& state : states) {
+    for (const auto& [name, member] : kSlots) {
+      const auto& slot = state.*member;
+      if (!slot) continue;
+      ASSERT_TRUE(slot->exponents) << state.name << name;
+      const ExponentHistogram& histogram = *slot->exponents;
+      // Three steps that cast the same number of elements, of which the last counted.
+      EXPECT_EQ(3 * (histogram.numbers() + histogram.zeros), slot->counters.at(kCastElements))
+          << state.name << name;
+      EXPECT_EQ(histogram.non_finite, 0);
+      // The newest finished amax lies in the highest binade.
+      EXPECT_EQ(histogram.top, std::ilogb(slot->amax_history.back())) << state.name << name;
+    }
+  }
+}
+
+TEST_F(Fp8StateTest, CountingExponentsChangesNoBit) {
+  const auto train = [&](std::int64_t every, Recompute recompute) {
+    config.fp8.histogram_every = every;
+    config.model.recompute = recompute;
+    Trainer other(make_backend("cpu", 2), config);
+    const BatchSource source = training_batches(config);
+    for (int step = 0; step < 2; ++step) {
+      const std::vector<HostBatch> batches{source.at(2 * step), source.at(2 * step + 1)};
+      other.step(1e-3f, batches);
+    }
+    return std::pair(parameters_of(other.backend(), other.model()),
+                     count_casts(other.backend(), other.model()));
+  };
+  const auto expected = train(0, Recompute::none);
+  for (const Recompute recompute : {Recompute::none, Recompute::attention, Recompute::block})
+    EXPECT_EQ(train(1, recompute), expected);
+}
+
+TEST_F(Fp8StateTest, FilesOfBeforeCountersWereStoredAreRead) {
+  Safetensors file = to_safetensors(states);
+  auto linears = nlohmann::json::parse(file.metadata["linears"]);
+  for (auto& linear : linears) linear.erase("casts");
+  file.metadata["linears"] = linears.dump();
+  const auto old = fp8_state_from(file, "state");
+  EXPECT_TRUE(old.front().weight->counters.empty());
+  LanguageModel other(make_backend("reference"), config.model, 9);
+  restore_fp8_state(other.backend(), other, old);
+  EXPECT_EQ(count_casts(other.backend(), other), CastCounts());
+  EXPECT_TRUE(cast_tensors(old).empty());
+}
+
+TEST_F(Fp8StateTest, HealthSeesEveryTensorThatIsCast) {
+  const std::vector<CastTensor> tensors = cast_tensors(states);
+  EXPECT_EQ(tensors.size(), 3 * states.size() - 2 * 4) << "shared inputs once";
+  EXPECT_EQ(tensors.front().name, "blocks.0.attention.q_proj.input");
+  std::size_t gradients = 0;
+  for (const CastTensor& tensor : tensors) gradients += tensor.format == DType::e5m2;
+  EXPECT_EQ(gradients, states.size());
 }
 
 TEST_F(Fp8StateTest, SurvivesSafetensors) {

@@ -77,6 +77,9 @@ TEST_P(RecipeTraining, AStoppedRunGoesOnWithTheSameBits) {
   ASSERT_TRUE(run_training(config, stop).stopped);
   const TrainingResult resumed = run_training(config, silent);
   EXPECT_EQ(parameters("stopped"), parameters("whole"));
+  // Scales, counts of every cast, and what ran.
+  EXPECT_TRUE(read_file(fp8_state_path(folder.path("stopped"))) ==
+              read_file(fp8_state_path(folder.path("whole"))));
   EXPECT_EQ(resumed.train, whole.train);
   EXPECT_EQ(resumed.validation, whole.validation);
 
@@ -87,7 +90,9 @@ TEST_P(RecipeTraining, AStoppedRunGoesOnWithTheSameBits) {
                                 config.train.eval_batches);
   EXPECT_EQ(loss.nats, whole.validation->nats);
   for (const LinearState& state : load_fp8_state(config.run.dir)) {
-    EXPECT_EQ(state.weight.has_value(), GetParam() == "delayed") << "other recipes have no state";
+    ASSERT_TRUE(state.weight) << state.name;
+    EXPECT_EQ(!state.weight->amax_history.empty(), GetParam() == "delayed") << "other recipes only count";
+    EXPECT_GT(state.weight->counters.at(kCastElements), 0) << state.name;
     EXPECT_EQ(state.gemms[0].recipe, describe(config.fp8.make_recipe()));
   }
 }

@@ -53,7 +53,7 @@ void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm
                        std::span<const AdamWTensor> tensors) {
   check_adamw(norm, tensors);
   const float total_norm = *norm.data<float>();
-  if (!std::isfinite(total_norm)) return;
+  if (!is_usable_norm(total_norm, max_norm)) return;
   AdamWFactors factors{.lr = step.lr,
                        .beta1 = step.beta1,
                        .beta2 = step.beta2,

@@ -102,6 +102,8 @@ class BlockCast {
       total.saturated += part.saturated;
       total.underflowed += part.underflowed;
       total.nan += part.nan;
+      total.infinite += part.infinite;
+      total.zeros += part.zeros;
     }
     return total;
   }
@@ -247,6 +249,8 @@ void CpuBackend::quantize(const Tensor& x, const OperandCast& cast, const CastNo
   totals[kCastSaturated] += counts.saturated;
   totals[kCastUnderflowed] += counts.underflowed;
   totals[kCastNan] += counts.nan;
+  totals[kCastInfinite] += counts.infinite;
+  totals[kCastZeros] += counts.zeros;
 }
 
 void CpuBackend::dequantize(const QuantizedTensor& q, const Tensor& values) {

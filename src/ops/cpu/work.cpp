@@ -115,6 +115,8 @@ void Production::finish() {
     total.saturated += counts.saturated;
     total.underflowed += counts.underflowed;
     total.nan += counts.nan;
+    total.infinite += counts.infinite;
+    total.zeros += counts.zeros;
   }
   const Quantizer& quantizer = output_.quantizer;
   const QuantizedTensor& quantized = output_.quantized;
@@ -128,6 +130,8 @@ void Production::finish() {
     counters[kCastSaturated] += total.saturated;
     counters[kCastUnderflowed] += total.underflowed;
     counters[kCastNan] += total.nan;
+    counters[kCastInfinite] += total.infinite;
+    counters[kCastZeros] += total.zeros;
   }
   *quantized.scale_inv.data<float>() = 1.0f / scale_;
   if (quantized.transposed.defined()) transpose(quantized.bytes, quantized.transposed);

@@ -92,6 +92,7 @@ class DeviceBackend final : public Backend {
                    std::uint64_t stream) override;
   void convert(const Tensor& source, const Tensor& destination) override;
   void cast(const Tensor& x, const Output& output) override;
+  void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
   void sum_rows(const Tensor& x, const Tensor& sums) override;
@@ -129,6 +130,7 @@ class DeviceBackend final : public Backend {
   void global_norm(std::span<const Tensor> tensors, const Tensor& result) override;
   void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
              std::span<const AdamWTensor> tensors) override;
+  void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) override;
   void gather(std::span<const Tensor> sources, const Tensor& destination) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
 

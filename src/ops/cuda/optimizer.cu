@@ -75,6 +75,29 @@ struct StepTensors {
     return low;
   }
 };
+/// is_usable_norm of quaver/backend.h.
+__device__ bool usable(float norm, float max_norm) {
+  const float clipped = max_norm > 0 && max_norm < norm ? max_norm : norm;
+  return norm < HUGE_VALF && clipped <= 1e19f;
+}
+
+/// A thread's share of the NaN and infinities that rows of counters tell of.
+__device__ long long non_finite_casts(const long long* counters, std::int64_t slots) {
+  long long sum = 0;
+  for (std::int64_t slot = threadIdx.x; slot < slots; slot += kThreads) {
+    const long long* row = counters + slot * kCastCounters;
+    sum += row[kCastNan] + row[kCastInfinite];
+  }
+  return sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    refuse_norm(const long long* before, std::int64_t slots_before, const long long* after,
+                std::int64_t slots_after, float* norm) {
+  const long long more = non_finite_casts(after, slots_after) - non_finite_casts(before, slots_before);
+  const long long sum = block_reduce<kThreads>(more, Add{});
+  if (threadIdx.x == 0 && sum != 0) *norm = __uint_as_float(0x7FC00000u);
+}
 
 /// The reference's operations in its order.
 __device__ inline void step_element(const AdamWFactors& f, float decay, float clip, float gradient,
@@ -87,7 +110,7 @@ __device__ inline void step_element(const AdamWFactors& f, float decay, float cl
 
 __global__ void __launch_bounds__(kThreads) adamw_step(AdamWFactors f, const float* norm, StepTensors all) {
   const float length = *norm;
-  if (!(fabsf(length) < HUGE_VALF)) return;
+  if (!usable(length, f.max_norm)) return;
   const float clip = f.max_norm > 0 ? fminf(1.0f, f.max_norm / length) : 1.0f;
   const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
   const StepTensors::One& tensor = all.tensors[index];
@@ -175,6 +198,12 @@ void DeviceBackend::global_norm(std::span<const Tensor> tensors, const Tensor& r
   }
   launch("global_norm", norm_of, {1, kThreads}, stream(), partials.data<double>(), blocks,
          result.data<float>());
+}
+
+void DeviceBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) {
+  check_refuse_non_finite_casts(before, after, norm);
+  launch("refuse_non_finite_casts", refuse_norm, {1, kThreads}, stream(), before.data<long long>(),
+         before.rows(), after.data<long long>(), after.rows(), norm.data<float>());
 }
 
 void DeviceBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,

@@ -71,11 +71,14 @@ __device__ inline bool are_unremarkable(Fp8 format, unsigned bytes) {
 struct CastTrace {
   float amax = 0;
   unsigned long long counts = 0;  ///< saturated | underflowed << 21 | NaN << 42
+  unsigned long long values = 0;  ///< infinite | zeros << 32
 
   __device__ void count(Fp8 format, float x, float scaled, unsigned byte) {
     counts += static_cast<unsigned long long>(fabsf(scaled) > largest_fp8(format)) +
               (static_cast<unsigned long long>(x != 0 && (byte & 0x7F) == 0) << 21) +
               (static_cast<unsigned long long>(x != x) << 42);
+    values += static_cast<unsigned long long>(fabsf(x) == HUGE_VALF) +
+              (static_cast<unsigned long long>(x == 0) << 32);
   }
   __device__ std::uint8_t cast(Fp8 format, float scale, float x) {
     const std::uint8_t byte = fp8_byte(format, x * scale);
@@ -105,8 +108,9 @@ struct CastTrace {
 template <typename T>
 __device__ void record(const Sink<T>& sink, const CastTrace& trace) {
   const float amax = warp_reduce(trace.amax, Largest{});
-  const bool any = __ballot_sync(kAllLanes, trace.counts != 0) != 0;
+  const bool any = __ballot_sync(kAllLanes, (trace.counts | trace.values) != 0) != 0;
   const unsigned long long counts = any ? warp_reduce(trace.counts, Add{}) : 0;
+  const unsigned long long values = any ? warp_reduce(trace.values, Add{}) : 0;
   if (threadIdx.x % 32 != 0) return;
   if (sink.amax && amax > *static_cast<volatile float*>(sink.amax)) {
     atomicMax(reinterpret_cast<int*>(sink.amax), __float_as_int(amax));
@@ -119,6 +123,8 @@ __device__ void record(const Sink<T>& sink, const CastTrace& trace) {
   add(kCastSaturated, counts & kMask);
   add(kCastUnderflowed, counts >> 21 & kMask);
   add(kCastNan, counts >> 42);
+  add(kCastInfinite, values & 0xFFFFFFFFu);
+  add(kCastZeros, values >> 32);
 }
 
 /// What concerns the whole matrix: written by one thread.

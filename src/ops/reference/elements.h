@@ -78,6 +78,8 @@ class Producer {
     counts_[kCastSaturated] += std::fabs(scaled) > fp8_max(format);
     counts_[kCastUnderflowed] += x != 0 && (byte & 0x7F) == 0;
     counts_[kCastNan] += std::isnan(x);
+    counts_[kCastInfinite] += std::isinf(x);
+    counts_[kCastZeros] += x == 0;
   }
 
   const Output& output_;

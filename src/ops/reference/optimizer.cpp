@@ -20,7 +20,7 @@ void ReferenceBackend::adamw(const AdamWStep& step, const Tensor& norm, float ma
                              std::span<const AdamWTensor> tensors) {
   check_adamw(norm, tensors);
   const float length = *norm.data<float>();
-  if (!std::isfinite(length)) return;
+  if (!is_usable_norm(length, max_norm)) return;
   const float clip = max_norm > 0 ? std::min(1.0f, max_norm / length) : 1.0f;
   const auto correction = [&](float beta) {
     return static_cast<float>(1 - std::pow(static_cast<double>(beta), static_cast<double>(step.step)));

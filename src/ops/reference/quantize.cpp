@@ -125,6 +125,8 @@ void ReferenceBackend::quantize(const Tensor& x, const OperandCast& cast, const 
           counts[kCastSaturated] += std::fabs(scaled) > largest;
           counts[kCastUnderflowed] += v != 0 && !std::isnan(v) && fp8_decode(cast.format, code) == 0;
           counts[kCastNan] += std::isnan(v);
+          counts[kCastInfinite] += std::isinf(v);
+          counts[kCastZeros] += v == 0;
         }
       }
     }

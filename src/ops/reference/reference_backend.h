@@ -6,7 +6,7 @@
 
 namespace quaver {
 
-class ReferenceBackend final : public HostBackend {
+class ReferenceBackend : public HostBackend {
  public:
   using HostBackend::HostBackend;
 
@@ -23,6 +23,7 @@ class ReferenceBackend final : public HostBackend {
   void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise, const Tensor& counters,
                 const QuantizedTensor& out) override;
   void dequantize(const QuantizedTensor& q, const Tensor& values) override;
+  void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
   void sum_rows(const Tensor& x, const Tensor& sums) override;

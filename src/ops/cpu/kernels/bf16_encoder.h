@@ -82,6 +82,8 @@ class Bf16Encoder {
     const __mmask32 number = _mm512_cmple_epu16_mask(magnitude, _mm512_set1_epi16(0x7F80));
     amax_ = _mm512_mask_max_epu16(amax_, number, amax_, magnitude);
     numbers_ += _mm_popcnt_u32(number);
+    finite_ += _mm_popcnt_u32(_mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(0x7F80)));
+    zeros_ += _mm_popcnt_u32(_mm512_cmpeq_epu16_mask(magnitude, _mm512_setzero_si512()));
     beyond_ += _mm_popcnt_u32(_mm512_cmpgt_epu16_mask(magnitude, limit_));
     // Zero less one is the largest 16-bit number.
     underflowed_ += _mm_popcnt_u32(
@@ -117,6 +119,7 @@ class Bf16Encoder {
     amax_ = _mm512_maskz_max_epu16(kAll, amax_, largest);
     elements_ += 2 * kPairLanes;
     numbers_ += 2 * kPairLanes;
+    finite_ += 2 * kPairLanes;
     const __m512i mantissas = _mm512_permutex2var_epi8(a, low_bytes_, b);
     const __m512i signs = _mm512_permutex2var_epi8(a, high_bytes_, b);
     const __m512i exponents =
@@ -125,6 +128,7 @@ class Bf16Encoder {
     const __m512i differences = _mm512_permutex2var_epi8(low_table_, mantissas, high_table_);
     const __mmask64 nonzero =
         _mm512_kunpackd(_mm512_test_epi16_mask(b, magnitude), _mm512_test_epi16_mask(a, magnitude));
+    zeros_ += 2 * kPairLanes - __builtin_popcountll(nonzero);
     __m512i code = _mm512_maskz_add_epi8(nonzero, exponents, differences);
     code = _mm512_ternarylogic_epi32(code, signs, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);
     if (streams && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
@@ -145,6 +149,8 @@ class Bf16Encoder {
     counts.saturated += beyond_ - nan;
     counts.underflowed += underflowed_;
     counts.nan += nan;
+    counts.infinite += numbers_ - finite_;
+    counts.zeros += zeros_;
   }
 
  private:
@@ -201,7 +207,7 @@ class Bf16Encoder {
   __m512i low_bytes_ = _mm512_setzero_si512(), high_bytes_ = _mm512_setzero_si512();
   __m512i low_table_ = _mm512_setzero_si512(), high_table_ = _mm512_setzero_si512();
   __m128i step_shift_ = _mm_setzero_si128();
-  std::int64_t elements_ = 0, numbers_ = 0, beyond_ = 0, underflowed_ = 0;
+  std::int64_t elements_ = 0, numbers_ = 0, finite_ = 0, zeros_ = 0, beyond_ = 0, underflowed_ = 0;
 };
 
 #else

@@ -104,6 +104,8 @@ template <bool Stochastic>
                largest = i32s(static_cast<std::int32_t>(bits_of(format.largest))),
                smallest = i32s(static_cast<std::int32_t>(format.smallest_exponent << 23));
   i32x16 beyond = i32s(0), nan_results = i32s(0), nans = i32s(0), underflowed = i32s(0);
+  i32x16 infinite = i32s(0), zeros = i32s(0);
+  std::int64_t padding = 0;
   for_vectors(cols, [&](std::int64_t n, auto lanes) {
     const f32x16 value = load(x + n, lanes);
     const i32x16 y = bits_of(value * load(multiplier + n, lanes)), magnitude = y & absolute;
@@ -128,6 +130,9 @@ template <bool Stochastic>
     beyond -= magnitude > largest;
     nan_results -= is_nan;
     nans -= x_is_nan;
+    infinite -= x_magnitude == infinity;
+    zeros -= x_magnitude == i32s(0);
+    padding += padded(lanes);  // loaded as zeros
     underflowed -= select(x_is_nan, i32s(0), (code == i32s(0)) & (x_magnitude > i32s(0)));
     const i32x16 sign = select(is_nan, i32s(0), (y >> 31) & i32s(format.sign));
     store(code | sign, codes + n, lanes);
@@ -135,6 +140,8 @@ template <bool Stochastic>
   counts.saturated += sum(beyond) - sum(nan_results);
   counts.underflowed += sum(underflowed);
   counts.nan += sum(nans);
+  counts.infinite += sum(infinite);
+  counts.zeros += sum(zeros) - padding;
 }
 
 void encode(const CodeFormat& format, const float* x, const float* multiplier, const float* uniforms,

@@ -17,7 +17,7 @@ struct CodeFormat {
 
 /// What a row counted.
 struct CodeCounts {
-  std::int64_t saturated = 0, underflowed = 0, nan = 0;
+  std::int64_t saturated = 0, underflowed = 0, nan = 0, infinite = 0, zeros = 0;
 };
 
 struct BlockCastKernels {

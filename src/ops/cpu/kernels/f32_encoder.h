@@ -53,6 +53,9 @@ class F32Encoder {
         _mm512_cmpgt_epu32_mask(largest, most_) | _mm512_cmplt_epu32_mask(least, least_);
     if (__builtin_expect(outside != 0, 0)) return false;
     amax_ = _mm512_maskz_max_epu32(0xFFFF, amax_, largest);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      zeros_ += kLanes - _mm_popcnt_u32(_mm512_test_epi32_mask(x_magnitude[i], x_magnitude[i]));
     __m512i code[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) code[i] = code_of(x[i], x_magnitude[i]);
@@ -73,6 +76,7 @@ class F32Encoder {
     for (const std::int32_t bits : lanes) {
       if (bits > counts.amax_bits) counts.amax_bits = bits;
     }
+    counts.zeros += zeros_;
   }
 
  private:
@@ -93,6 +97,7 @@ class F32Encoder {
   __m512i least_ = _mm512_set1_epi32(-1), most_ = _mm512_setzero_si512();  // at first nothing is inside
   __m512i order_ = _mm512_setzero_si512();
   __m512i amax_ = _mm512_setzero_si512();
+  std::int64_t zeros_ = 0;
 };
 
 #else

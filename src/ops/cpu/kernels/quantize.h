@@ -141,8 +141,9 @@ class Producer {
       QUAVER_CPU_LEVEL::store(result, values + col, lanes);
     }
     if (out_.bytes != nullptr) {
-      // Padding counts as zeros: no amax, no underflow.
+      // Padding is zeros: no amax, no underflow.
       const f32x16 x = pad(rounded_to(result, static_cast<T*>(nullptr)), lanes, 0.0f);
+      padding_ += padded(lanes);
       QUAVER_CPU_LEVEL::store(encode(x), out_.bytes + row * out_.bytes_stride + col, lanes);
     }
   }
@@ -154,6 +155,8 @@ class Producer {
     out_.counts->saturated = -sum(saturated_);
     out_.counts->underflowed = -sum(underflowed_);
     out_.counts->nan = -sum(nan_);
+    out_.counts->infinite = -sum(infinite_);
+    out_.counts->zeros = -sum(zeros_) - padding_;
     bf16_encoder_.add_to(*out_.counts);
     f32_encoder_.add_to(*out_.counts);
 #if defined(__AVX512BF16__)
@@ -205,6 +208,8 @@ class Producer {
     const i32x16 x_nan = x_magnitude > i32s(kInfBits);
     // Masks are -1 where true: the counts run downwards.
     nan_ += x_nan;
+    infinite_ += x_magnitude == i32s(kInfBits);
+    zeros_ += x_magnitude == i32s(0);
     amax_ = max(amax_, select(x_nan, i32s(0), x_magnitude));
     saturated_ += (y_magnitude > encoder_.max_bits) & (i32s(kInfBits + 1) > y_magnitude);
     underflowed_ += (x_magnitude > i32s(0)) & ((code & i32s(0x7F)) == i32s(0));
@@ -216,6 +221,8 @@ class Producer {
   Bf16Encoder bf16_encoder_;
   F32Encoder f32_encoder_;
   i32x16 amax_ = i32s(0), saturated_ = i32s(0), underflowed_ = i32s(0), nan_ = i32s(0);
+  i32x16 infinite_ = i32s(0), zeros_ = i32s(0);
+  std::int64_t padding_ = 0;
 };
 
 }  // namespace

@@ -26,7 +26,7 @@ struct Rows {
 /// order).
 struct CastCounts {
   std::int32_t amax_bits = 0;  ///< of the largest |x| that is not NaN
-  std::int64_t saturated = 0, underflowed = 0, nan = 0;
+  std::int64_t saturated = 0, underflowed = 0, nan = 0, infinite = 0, zeros = 0;
 };
 
 /// Where a producer stores its result: in the call's real type (`values` null: not), and as FP8 (`bytes`

@@ -365,6 +365,14 @@ template <typename V, typename T>
   return load(lanes, Full{});
 }
 
+/// How many lanes `pad` fills.
+[[gnu::always_inline]] inline int padded(Full) {
+  return 0;
+}
+[[gnu::always_inline]] inline int padded(Tail tail) {
+  return kLanes - tail.count;
+}
+
 /// For functions marked [[gnu::flatten]]: g++ does not inline a large body that is called twice. body(column,
 /// lanes) over [0, count) in ascending order: whole vectors, then the tail.
 template <typename F>
