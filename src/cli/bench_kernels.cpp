@@ -6,6 +6,8 @@
 
 #include "base/threads.h"
 #include "cli/commands.h"
+#include "cli/product_peak.h"
+#include "ops/cpu/peak.h"
 #include "ops/kernel_benchmark.h"
 #include "quaver/error.h"
 
@@ -17,16 +19,17 @@ nlohmann::ordered_json to_json(const KernelSpeed& speed) {
           {"shape", speed.shape},
           {"threads", speed.threads},
           {"bytes", speed.bytes},
+          {"flops", speed.flops},
           {"ms", speed.seconds * 1e3},
-          {"gb_per_s", speed.bytes_per_second() * 1e-9},
-          {"copy_gb_per_s", speed.copy_bytes_per_second * 1e-9},
+          {speed.flops > 0 ? "gflop_per_s" : "gb_per_s", speed.rate() * 1e-9},
+          {speed.flops > 0 ? "peak_gflop_per_s" : "copy_gb_per_s", speed.ceiling * 1e-9},
           {"ratio", speed.ratio}};
 }
 
 void print_text(const KernelSpeed& speed) {
-  fmt::print("{:<30} {:>13} {:>2} {:>8.1f} {:>8.3f} {:>8.1f} {:>8.1f} {:>6.2f}\n", speed.name, speed.shape,
-             speed.threads, speed.bytes * 1e-6, speed.seconds * 1e3, speed.bytes_per_second() * 1e-9,
-             speed.copy_bytes_per_second * 1e-9, speed.ratio);
+  fmt::print("{:<30} {:>16} {:>2} {:>8.1f} {:>8.3f} {:>8.1f} {:>8.1f} {:<7} {:>5.2f}\n", speed.name,
+             speed.shape, speed.threads, speed.bytes * 1e-6, speed.seconds * 1e3, speed.rate() * 1e-9,
+             speed.ceiling * 1e-9, speed.flops > 0 ? "GFLOP/s" : "GB/s", speed.ratio);
 }
 
 /// A backend, with the host's threads that it uses; 0 on a device.
@@ -35,13 +38,22 @@ struct Use {
   int threads = 0;
 };
 
-/// On the host one thread and all; a device once.
-std::vector<Use> uses_of(const std::string& name) {
+/// On the host the threads that are asked for, or one and all; a device once.
+std::vector<Use> uses_of(const BenchKernelsArguments& arguments) {
+  const std::string& name = arguments.backend;
   if (const auto backend = make_backend(name); backend->device() != Device::host) return {{backend, 0}};
+  std::set<int> counts{1, available_threads()};
+  if (arguments.threads > 0) counts = {arguments.threads};
   std::vector<Use> uses;
-  for (const int threads : std::set<int>{1, available_threads()})
-    uses.push_back({make_backend(name, threads), threads});
+  for (const int threads : counts) uses.push_back({make_backend(name, threads), threads});
   return uses;
+}
+
+/// A device's peak takes seconds: it is measured once.
+std::function<double()> peak_of(const Use& use) {
+  constexpr double kSeconds = 0.01;
+  if (use.threads > 0) return [=] { return cpu::measure_bf16_peak(use.threads, kSeconds); };
+  return [peak = measure_product_peak(*use.backend, kSeconds)] { return peak; };
 }
 
 /// A device's caches hold tens of megabytes.
@@ -55,16 +67,20 @@ std::vector<std::int64_t> tokens_of(const BenchKernelsArguments& arguments, cons
 
 int bench_kernels(const BenchKernelsArguments& arguments) {
   nlohmann::ordered_json results = nlohmann::ordered_json::array();
-  const std::vector<Use> uses = uses_of(arguments.backend);
+  const std::vector<Use> uses = uses_of(arguments);
   if (!arguments.json) {
-    fmt::print("{}\n{:<30} {:>13} {:>2} {:>8} {:>8} {:>8} {:>8} {:>6}\n", uses.back().backend->describe(),
-               "operation", "shape", "th", "MB", "ms", "GB/s", "copy", "ratio");
+    fmt::print("{}\n{:<30} {:>16} {:>2} {:>8} {:>8} {:>8} {:>8} {:<7} {:>5}\n",
+               uses.back().backend->describe(), "operation", "shape", "th", "MB", "ms", "rate", "ceiling", "",
+               "ratio");
   }
+  std::vector<std::function<double()>> peaks;
+  for (const Use& use : uses) peaks.push_back(peak_of(use));
   for (std::int64_t tokens : tokens_of(arguments, *uses.back().backend)) {
     for (const KernelCase& kernel : kernel_cases(tokens)) {
       if (kernel.name.find(arguments.only) == std::string::npos) continue;
-      for (const Use& use : uses) {
-        const KernelSpeed speed = measure_kernel(*use.backend, kernel, use.threads, arguments.rounds);
+      for (std::size_t i = 0; i < uses.size(); ++i) {
+        const KernelSpeed speed =
+            measure_kernel(*uses[i].backend, kernel, uses[i].threads, arguments.rounds, peaks[i]);
         arguments.json ? results.push_back(to_json(speed)) : print_text(speed);
       }
     }

@@ -49,13 +49,16 @@ void add_bench_generate(CLI::App& bench, Command& chosen) {
 
 void add_bench_kernels(CLI::App& bench, Command& chosen) {
   CLI::App* command =
-      bench.add_subcommand("kernels", "Operations bound by memory, against a copy of as many bytes");
+      bench.add_subcommand("kernels", "Operations, each beside its ceiling: a copy, or the peak of products");
   auto arguments = std::make_shared<BenchKernelsArguments>();
   command->add_option("--backend", arguments->backend, "cpu, cuda or reference")->capture_default_str();
   command->add_option("--tokens", arguments->tokens, "rows of the matrices; default: beyond the caches")
       ->check(CLI::PositiveNumber)
       ->type_name("M");
   command->add_option("--only", arguments->only, "operations whose name contains this")->type_name("TEXT");
+  command->add_option("--threads", arguments->threads, "of the host; default: one, and all processors")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
   command->add_option("--rounds", arguments->rounds, "timed rounds of each operation")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()

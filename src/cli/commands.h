@@ -164,6 +164,7 @@ struct BenchKernelsArguments {
   std::string backend = "cpu";
   std::vector<std::int64_t> tokens;  ///< empty: as many as exceed the backend's caches
   std::string only;                  ///< operations whose name contains this
+  int threads = 0;                   ///< of the host; 0: one, and all
   int rounds = 9;
   bool json = false;
 };

@@ -59,19 +59,22 @@ std::function<double()> copy_meter(Backend& backend, int threads) {
 
 }  // namespace
 
-KernelSpeed measure_kernel(Backend& backend, const KernelCase& kernel, int threads, int rounds) {
+KernelSpeed measure_kernel(Backend& backend, const KernelCase& kernel, int threads, int rounds,
+                           const std::function<double()>& peak) {
   const std::function<void()> run = kernel.prepare(backend);
-  const std::function<double()> copy_speed = copy_meter(backend, threads);
+  const std::function<double()> ceiling = kernel.flops > 0 ? peak : copy_meter(backend, threads);
   const double bytes = kernel.bytes + (backend.needs_transposed_fp8() ? kernel.transposed_bytes : 0);
   run();
   const int repeats = std::max(1, static_cast<int>(kSecondsPerRound / seconds_of(backend, run, threads, 1)));
-  std::vector<double> seconds, copies, ratios;
+  const double work = kernel.flops > 0 ? kernel.flops : bytes;
+  std::vector<double> seconds, ceilings, ratios;
   for (int round = 0; round < rounds; ++round) {
-    copies.push_back(copy_speed());
+    ceilings.push_back(ceiling());
     seconds.push_back(seconds_of(backend, run, threads, repeats));
-    ratios.push_back(bytes / seconds.back() / copies.back());
+    ratios.push_back(work / seconds.back() / ceilings.back());
   }
-  return {kernel.name, kernel.shape, threads, bytes, median(seconds), median(copies), median(ratios)};
+  return {kernel.name,     kernel.shape, threads,          bytes,
+          median(seconds), kernel.flops, median(ceilings), median(ratios)};
 }
 
 }  // namespace quaver

@@ -45,15 +45,25 @@ Tensor indices(Backend& backend, std::int64_t count, std::int64_t step, std::int
   return upload(backend, values, {count});
 }
 
+GemmOperand gemm_operand(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols,
+                         std::uint64_t stream) {
+  const Tensor real = random_real(backend, DType::bf16, {rows, cols}, stream);
+  if (!is_fp8(dtype)) return real;
+  const Output cast = fp8_output(backend, rows, cols, dtype);
+  backend.cast(real, cast);
+  return cast.quantized;
+}
+
 /// Collects cases of [tokens, cols] matrices; `bytes` is per element of the matrix, of which `fp8` are FP8 results.
 class Cases {
  public:
   void add(const char* name, std::int64_t rows, std::int64_t cols, double bytes,
            std::function<Run(Backend&, std::int64_t, std::int64_t)> prepare, double fp8 = 0) {
     const auto elements = static_cast<double>(rows * cols);
-    cases_.push_back({name, fmt::format("{} x {}", rows, cols), bytes * elements, fp8 * elements,
+    cases_.push_back({name, fmt::format("{} x {}", rows, cols), bytes * elements, fp8 * elements, 0,
                       [=](Backend& backend) { return prepare(backend, rows, cols); }});
   }
+  void add(KernelCase kernel) { cases_.push_back(std::move(kernel)); }
   std::vector<KernelCase> take() { return std::move(cases_); }
 
  private:
@@ -77,6 +87,73 @@ void add_casts(Cases& cases, std::int64_t tokens) {
         name, tokens, kWidth, 6, [from = from, to = to](Backend& b, std::int64_t m, std::int64_t n) -> Run {
           return [&b, x = random_real(b, from, {m, n}, 1), y = filled(b, to, {m, n}, 0)] { b.convert(x, y); };
         });
+  }
+}
+
+/// What a weight costs once an optimizer step, and every product of its Linear.
+void add_products(Cases& cases, std::int64_t tokens) {
+  cases.add(
+      "cast f32 to e4m3, a weight", kFeedForward, kWidth, 5,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        return [&b, x = random_real(b, DType::f32, {m, n}, 1), y = fp8_output(b, m, n, DType::e4m3)] {
+          b.cast(x, y);
+        };
+      },
+      1);
+  for (DType type : {DType::e4m3, DType::bf16}) {
+    for (Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
+      const auto prepare = [=](Backend& b) -> Run {
+        const DType gradient = is_fp8(type) ? DType::e5m2 : type;
+        const bool forward = kind == Gemm::fprop;
+        const GemmOperand left = forward ? gemm_operand(b, type, tokens, kWidth, 1)
+                                         : gemm_operand(b, gradient, tokens, kFeedForward, 1);
+        const GemmOperand right = kind == Gemm::wgrad ? gemm_operand(b, type, tokens, kWidth, 2)
+                                                      : gemm_operand(b, type, kFeedForward, kWidth, 2);
+        const Tensor out = kind == Gemm::wgrad
+                               ? filled(b, DType::f32, {kFeedForward, kWidth}, 0)
+                               : b.allocate(DType::bf16, {tokens, forward ? kFeedForward : kWidth});
+        return [&b, kind, left, right, out] { b.gemm(kind, left, right, {}, false, out); };
+      };
+      const double size = is_fp8(type) ? 1 : 2, m = static_cast<double>(tokens);
+      const double activations = m * kWidth, gradients = m * kFeedForward, weight = kWidth * kFeedForward;
+      const double bytes = kind == Gemm::fprop   ? size * (activations + weight) + 2 * gradients
+                           : kind == Gemm::dgrad ? size * (gradients + weight) + 2 * activations
+                                                 : size * (gradients + activations) + 4 * weight;
+      cases.add({fmt::format("gemm {} {}", name_of(kind), name_of(type)),
+                 fmt::format("{} x {}, {}", tokens, kWidth, kFeedForward), bytes, 0,
+                 2 * activations * kFeedForward, prepare});
+    }
+  }
+}
+
+void add_attention(Cases& cases, std::int64_t tokens) {
+  constexpr std::int64_t kKvHeads = 3;
+  for (std::int64_t context : {1024, 2048}) {
+    if (tokens < context) continue;
+    const std::int64_t batch = tokens / context, rows = batch * context;
+    const AttentionShape shape{batch, context, context, kHeads, kKvHeads, kHeadDim, 0.125f};
+    const auto length = static_cast<double>(context);
+    const double product = static_cast<double>(batch * kWidth) * length * (length + 1);
+    const double queries = 2.0 * static_cast<double>(rows * kWidth), keys = queries * kKvHeads / kHeads,
+                 sums = 4.0 * static_cast<double>(rows * kHeads);
+    const auto prepare = [=](Backend& b, bool backward) -> Run {
+      const auto matrix = [&](std::int64_t heads, std::uint64_t stream) {
+        return random_real(b, DType::bf16, {rows, heads * kHeadDim}, stream);
+      };
+      const Tensor q = matrix(kHeads, 1), k = matrix(kKvHeads, 2), v = matrix(kKvHeads, 3),
+                   out = matrix(kHeads, 4), lse = filled(b, DType::f32, {rows, kHeads}, 0);
+      if (!backward) return [&b, shape, q, k, v, out, lse] { b.attention(shape, q, k, v, {}, out, lse); };
+      b.attention(shape, q, k, v, {}, out, lse);
+      return [&b, shape, q, k, v, out, lse, dout = matrix(kHeads, 5), dq = matrix(kHeads, 6),
+              dk = matrix(kKvHeads, 7), dv = matrix(kKvHeads, 8)] {
+        b.attention_backward(shape, dout, q, k, v, {}, out, lse, dq, dk, dv);
+      };
+    };
+    const std::string sizes = fmt::format("{} x {}", batch, context);
+    cases.add({"attention", sizes, 2 * (queries + keys) + sums, 0, 2 * product,
+               [=](Backend& b) { return prepare(b, false); }});
+    cases.add({"attention backward", sizes, 4 * (queries + keys) + sums, 0, 5 * product,
+               [=](Backend& b) { return prepare(b, true); }});
   }
 }
 
@@ -261,6 +338,8 @@ void add_elementwise(Cases& cases, std::int64_t tokens) {
 
 std::vector<KernelCase> kernel_cases(std::int64_t tokens) {
   Cases cases;
+  add_products(cases, tokens);
+  add_attention(cases, tokens);
   add_casts(cases, tokens);
   add_norms(cases, tokens);
   add_activations(cases, tokens);
