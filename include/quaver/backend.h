@@ -86,7 +86,8 @@ struct AdamWStep {
 /// A parameter in an AdamW step; f32, contiguous, of one shape.
 struct AdamWTensor {
   Tensor gradient, value, m, v;
-  bool decays = true;  ///< false: no weight decay
+  bool decays = true;        ///< false: no weight decay
+  WeightCopies copies = {};  ///< of the new value; a matrix if there are any
 };
 
 /// Bytes of the backend's arena: handed out now, handed out at the worst moment, and held from the system.
@@ -268,7 +269,8 @@ class Backend : public ScaleUpdater {
   /// AdamW with decoupled decay (arXiv 1711.05101), g = gradient * clip, clip = min(1, max_norm / norm[0]):
   ///   m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  mhat, vhat bias-corrected
   ///   value -= lr * (mhat / (sqrt(vhat) + epsilon) + weight_decay * value)
-  /// for every tensor. norm: f32[1] on the device. max_norm <= 0: no clipping. Nothing is written unless
+  /// for every tensor; then its copies, bit for bit what `cast` and `convert` of the new value would write.
+  /// norm: f32[1] on the device. max_norm <= 0: no clipping. Nothing is written unless
   /// `is_usable_norm(norm[0], max_norm)`.
   virtual void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
                      std::span<const AdamWTensor> tensors) = 0;

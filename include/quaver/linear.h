@@ -93,6 +93,15 @@ class Linear : public Module {
   /// Creates (or, when the history length changed, replaces) the slots for a recipe. Loading a state calls it
   /// too.
   void prepare_fp8(const Recipe& recipe);
+
+  /// For an optimizer that casts while it updates: the copies of the weight that the last forward read, to be written from
+  /// the next value. FP8 under delayed scaling, whose scale is known by now, and BF16; other recipes read the whole weight
+  /// before they cast it, and cast for themselves. Nothing when no forward ran since the last such call.
+  WeightCopies next_weight_copies();
+  /// They were written from the weight's present version, and serve the next forwards. What they staged and counted becomes
+  /// part of the slot when the scope of the first training forward that reads them ends, as if that forward had cast.
+  void weight_copied_ahead(const WeightCopies& copies);
+
   /// How often the weight was cast or converted: once per optimizer step and precision.
   std::int64_t weight_casts() const { return weight_casts_; }
 
@@ -104,6 +113,7 @@ class Linear : public Module {
     std::uint64_t version = 0;
     DType dtype = DType::f32;
     bool staged = false;  ///< its amax was staged: a copy made by evaluation does not serve training
+    bool ahead = false;   ///< an optimizer made it, and no forward that it is meant for has read it
   };
   /// The forms in which an operand is wanted from its producer: by delayed scaling's quantizer, and in high precision (from
   /// which other recipes cast).
@@ -137,6 +147,8 @@ class Linear : public Module {
   /// In a calibrating scope: stages the amaxes of what would have been cast under `recipes`.
   void calibrate(Context& context, const Output& x, const Recipes& recipes, bool trains);
   const Tensor& real_weight(Context& context);
+  /// Forgets an FP8 copy made ahead that nobody read, and what it staged.
+  void discard_ahead();
   void drop_unread_weights(const Reading& fprop, const Reading& dgrad);
   Tensor full_bias();
 

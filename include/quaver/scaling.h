@@ -31,6 +31,9 @@ struct ScalingSlot {
                         ///< is the newest finished one
   Tensor counters;      ///< i64[kCastCounters], running totals since the owner last reset them
   Tensor exponents;     ///< i64[kExponents], absent until they are counted: see `Context::count_exponents`
+  /// What a cast ahead of its step (an optimizer's, of the next step's weight) staged and counted, f32[1] and
+  /// i64[kCastCounters]: the next update takes it in. Absent in slots that nothing is cast ahead into.
+  Tensor ahead_amax = {}, ahead_counters = {};
 };
 
 /// Biased exponents of FP32: entry e counts |x| in [2^(e-127), 2^(e-126)); 0 holds zeros and subnormals, 255 what is
@@ -104,6 +107,14 @@ struct Output {
   std::shared_ptr<CastCache> casts = nullptr;
 };
 
+/// What the GEMMs of a module read of a weight (f32 [N,K]), for an optimizer to write in the pass that updates the weight. Each
+/// may be absent.
+struct WeightCopies {
+  Tensor bf16;          ///< bf16 [N,K]: the weight rounded
+  QuantizedTensor fp8;  ///< the weight as `Backend::cast` casts it
+  Quantizer quantizer;  ///< how `fp8` is cast
+};
+
 /// One slot's update: the arguments of the rule at `ScaleUpdater`.
 struct ScaleUpdate {
   ScalingSlot slot;
@@ -115,6 +126,8 @@ struct ScaleUpdate {
 
 /// Whoever can run scale updates where the slots live (a Backend). The rule, per slot, with history length L:
 ///
+///   amax_history[0] <- max(amax_history[0], ahead_amax);  counters += ahead_counters;  both ahead_ <- 0
+///                                                      (where they are present)
 ///   last = amax_history[0]                             the staged amax
 ///   if last == 0: leave the slot as it is              nothing was cast: no roll
 ///   window = amax_history[1..L-1] followed by last

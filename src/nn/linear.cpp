@@ -12,7 +12,7 @@ namespace {
 constexpr auto kFprop = static_cast<std::size_t>(Gemm::fprop), kDgrad = static_cast<std::size_t>(Gemm::dgrad),
                kWgrad = static_cast<std::size_t>(Gemm::wgrad);
 
-std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length) {
+std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length, bool casts_ahead) {
   auto slot = std::make_shared<ScalingSlot>();
   slot->scale = backend.allocate(DType::f32, {1});
   slot->amax_history = backend.allocate(DType::f32, {history_length});
@@ -20,6 +20,11 @@ std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length) {
   backend.fill(slot->scale, 1);
   backend.fill(slot->amax_history, 0);
   backend.fill(slot->counters, 0);
+  if (!casts_ahead) return slot;
+  slot->ahead_amax = backend.allocate(DType::f32, {1});
+  slot->ahead_counters = backend.allocate(DType::i64, {kCastCounters});
+  backend.fill(slot->ahead_amax, 0);
+  backend.fill(slot->ahead_counters, 0);
   return slot;
 }
 
@@ -172,12 +177,15 @@ void Linear::prepare_fp8(const Recipe& recipe) {
   const auto* const delayed = std::get_if<DelayedScaling>(&recipe);
   const int length = delayed ? delayed->amax_history_len : 1;
   require(length >= 1, "linear: expected an amax_history_len of at least 1, found {}", length);
-  const auto prepare = [&](std::shared_ptr<ScalingSlot>& slot) {
-    if (!slot || (delayed && slot->amax_history.elements() != length)) slot = make_slot(backend_, length);
+  const auto prepare = [&](std::shared_ptr<ScalingSlot>& slot, bool casts_ahead = false) {
+    if (!slot || (delayed && slot->amax_history.elements() != length))
+      slot = make_slot(backend_, length, casts_ahead);
   };
   prepare(input_leader_ ? input_leader_->fp8_.input : fp8_.input);
   if (input_leader_) fp8_.input = input_leader_->fp8_.input;
-  prepare(fp8_.weight);
+  const auto weight_slot = fp8_.weight;
+  prepare(fp8_.weight, true);
+  if (fp8_.weight != weight_slot) discard_ahead();  // cast with the scale of another slot
   prepare(fp8_.grad_output);
   fp8_.recipe = recipe;
 }
@@ -239,14 +247,19 @@ const QuantizedTensor& Linear::fp8_weight(Context& context) {
   if (!current || (must_stage && !fp8_weight_.staged)) {
     // A copy keeps its place while its type stays, so that a device meets the same addresses in every step. What an
     // earlier forward kept for its backward is overwritten, as the master is.
+    discard_ahead();
     QuantizedTensor copy = fp8_weight_.dtype == dtype ? fp8_weight_.copy : QuantizedTensor();
     if (!copy.defined())
       copy = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
     backend_.cast(weight_->value, {{}, copy, make_quantizer(*fp8_.weight, dtype, must_stage)});
     fp8_weight_ = {std::move(copy), weight_->version, dtype, must_stage};
-    if (must_stage && context.counts_exponents()) count_exponents(weight_->value, *fp8_.weight);
-    ++weight_casts_;
+  } else if (must_stage && fp8_weight_.ahead) {
+    fp8_weight_.ahead = false;
+  } else {
+    return fp8_weight_.copy;
   }
+  if (must_stage && context.counts_exponents()) count_exponents(weight_->value, *fp8_.weight);
+  ++weight_casts_;
   return fp8_weight_.copy;
 }
 
@@ -275,13 +288,48 @@ const Tensor& Linear::real_weight(Context& context) {
     backend_.convert(weight_->value, copy);
     real_weight_ = {std::move(copy), weight_->version, dtype, false};
     ++weight_casts_;
+  } else if (real_weight_.ahead) {
+    real_weight_.ahead = false;
+    ++weight_casts_;
   }
   return real_weight_.copy;
 }
 
+WeightCopies Linear::next_weight_copies() {
+  WeightCopies next;
+  discard_ahead();
+  if (fp8_weight_.version == weight_->version && fp8_weight_.staged) {
+    next.fp8 = fp8_weight_.copy;
+    next.quantizer = {fp8_weight_.dtype, fp8_.weight->scale, fp8_.weight->ahead_amax,
+                      fp8_.weight->ahead_counters};
+  }
+  const bool read = real_weight_.version == weight_->version && !real_weight_.ahead;
+  if (read && real_weight_.dtype == DType::bf16) next.bf16 = real_weight_.copy;
+  return next;
+}
+
+void Linear::weight_copied_ahead(const WeightCopies& copies) {
+  const auto note = [&](auto& copy) {
+    copy.version = weight_->version;
+    copy.ahead = true;
+  };
+  if (copies.fp8.defined()) note(fp8_weight_);
+  if (copies.bf16) note(real_weight_);
+}
+
+void Linear::discard_ahead() {
+  if (!fp8_weight_.ahead) return;
+  fp8_weight_.ahead = fp8_weight_.staged = false;
+  backend_.fill(fp8_.weight->ahead_amax, 0);
+  backend_.fill(fp8_.weight->ahead_counters, 0);
+}
+
 void Linear::drop_unread_weights(const Reading& fprop, const Reading& dgrad) {
   const auto reads = [&](Reading::Kind kind) { return fprop.kind == kind || dgrad.kind == kind; };
-  if (!reads(Reading::Kind::delayed)) fp8_weight_ = {};
+  if (!reads(Reading::Kind::delayed)) {
+    discard_ahead();
+    fp8_weight_ = {};
+  }
   if (!reads(Reading::Kind::real)) real_weight_ = {};
   CastCache read;
   for (const Reading* reading : {&fprop, &dgrad}) {

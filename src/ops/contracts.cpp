@@ -407,11 +407,15 @@ void check_global_norm(std::span<const Tensor> tensors, const Tensor& result) {
 void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors) {
   const Operands operands("adamw");
   operands.expect(norm, "norm", DType::f32, {1});
-  for (const auto& [gradient, value, m, v, decays] : tensors) {
+  for (const auto& [gradient, value, m, v, decays, copies] : tensors) {
     operands.expect_contiguous(value, "value", DType::f32, value.shape());
     operands.expect_contiguous(gradient, "gradient", DType::f32, value.shape());
     operands.expect_contiguous(m, "m", DType::f32, value.shape());
     operands.expect_contiguous(v, "v", DType::f32, value.shape());
+    if (copies.bf16) operands.expect_contiguous(copies.bf16, "copies.bf16", DType::bf16, value.shape());
+    if (!copies.fp8.defined()) continue;
+    operands.expect_real_matrix(value, "value");
+    operands.expect_output({{}, copies.fp8, copies.quantizer}, "copies.fp8", DType::f32, value.shape());
   }
 }
 
@@ -434,6 +438,11 @@ void check_update_scales(std::span<const ScaleUpdate> updates) {
   const Operands operands("update_scales");
   for (const ScaleUpdate& update : updates) {
     operands.expect(update.slot.scale, "scale", DType::f32, {1});
+    operands.expect_optional(update.slot.ahead_amax, "ahead_amax", DType::f32, {1});
+    if (update.slot.ahead_amax) {
+      operands.expect(update.slot.counters, "counters", DType::i64, {kCastCounters});
+      operands.expect(update.slot.ahead_counters, "ahead_counters", DType::i64, {kCastCounters});
+    }
     require(update.slot.amax_history.elements() >= 1, "update_scales: an empty amax history");
     require(update.algo != AmaxCompute::custom || (update.function && *update.function),
             "update_scales: amax_compute_algo = custom without an amax_function");

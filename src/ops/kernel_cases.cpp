@@ -333,6 +333,18 @@ void add_elementwise(Cases& cases, std::int64_t tokens) {
       b.adamw({.lr = 1e-3f, .weight_decay = 0.1f}, norm, 1.0f, std::span(&tensor, 1));
     };
   });
+  cases.add(
+      "adamw, e4m3", tokens, kWidth, 29,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        return [&b, g = random_real(b, DType::f32, {m, n}, 1), w = random_real(b, DType::f32, {m, n}, 2),
+                first = filled(b, DType::f32, {m, n}, 0), second = filled(b, DType::f32, {m, n}, 0),
+                norm = filled(b, DType::f32, {1}, 1), copy = fp8_output(b, m, n, DType::e4m3)] {
+          AdamWTensor tensor{g, w, first, second};
+          tensor.copies = {{}, copy.quantized, copy.quantizer};
+          b.adamw({.lr = 1e-3f, .weight_decay = 0.1f}, norm, 1.0f, std::span(&tensor, 1));
+        };
+      },
+      1);
 }
 
 }  // namespace

@@ -240,8 +240,8 @@ void TimedBackend::global_norm(std::span<const Tensor> tensors, const Tensor& re
 void TimedBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
                          std::span<const AdamWTensor> tensors) {
   double bytes = 0;
-  for (const auto& [gradient, value, m, v, decays] : tensors)
-    bytes += sum_of_bytes(gradient, value, value, m, m, v, v);
+  for (const auto& [gradient, value, m, v, decays, copies] : tensors)
+    bytes += sum_of_bytes(gradient, value, value, m, m, v, v, copies.bf16, copies.fp8);
   timed("adamw", bytes, [&] { inner_->adamw(step, norm, max_norm, tensors); });
 }
 

@@ -1,8 +1,10 @@
 #include "train/optimizer.h"
 
+#include <map>
 #include <string>
 
 #include "quaver/backend.h"
+#include "quaver/linear.h"
 
 namespace quaver {
 
@@ -12,6 +14,17 @@ class AdamW::Collector : public ModuleVisitor {
 
   void parameter(const std::string& name, Parameter& parameter) override {
     entries_.push_back({name, &parameter, zeros(parameter.value.shape()), zeros(parameter.value.shape())});
+  }
+  void linear(const std::string& /*name*/, Linear& linear) override {
+    readers_.emplace(&linear.weight(), &linear);
+  }
+
+  /// After the visit: a module may share the weight of one that is visited later.
+  void assign_readers() {
+    for (Entry& entry : entries_) {
+      const auto found = readers_.find(entry.parameter);
+      if (found != readers_.end()) entry.reader = found->second;
+    }
   }
 
  private:
@@ -23,12 +36,14 @@ class AdamW::Collector : public ModuleVisitor {
 
   Backend& backend_;
   std::vector<Entry>& entries_;
+  std::map<const Parameter*, Linear*> readers_;
 };
 
 AdamW::AdamW(Backend& backend, Module& module, const Options& options)
     : backend_(backend), options_(options), norm_(backend.allocate(DType::f32, {1})) {
   Collector collector(backend, entries_);
   module.visit("", collector);
+  collector.assign_readers();
 }
 
 void AdamW::measure_norm() {
@@ -58,6 +73,7 @@ float AdamW::step(float lr, const NormCheck& check) {
     const Parameter& parameter = *entry.parameter;
     const bool is_matrix = parameter.value.shape().size() == 2;
     tensors.push_back({parameter.gradient, parameter.value, entry.m, entry.v, is_matrix});
+    if (entry.reader) tensors.back().copies = entry.reader->next_weight_copies();
   }
   backend_.adamw(step, norm_, options_.clip, tensors);
   // Read after the updates were handed out, so that a device need not wait for the host in between.
@@ -65,6 +81,9 @@ float AdamW::step(float lr, const NormCheck& check) {
   if (!accepts(norm)) return norm;
   ++steps_;
   drop_gradients();
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].reader) entries_[i].reader->weight_copied_ahead(tensors[i].copies);
+  }
   return norm;
 }
 

@@ -11,6 +11,8 @@
 
 namespace quaver {
 
+class Linear;
+
 class AdamW {
  public:
   struct Options {
@@ -28,7 +30,8 @@ class AdamW {
   /// Given the norm of the gradients on the device (f32[1]) before any update: may make it NaN to refuse the step.
   using NormCheck = std::function<void(const Tensor& norm)>;
 
-  /// Clips, updates every parameter and clears its gradient. Returns the norm before clipping. When that is
+  /// Clips, updates every parameter and clears its gradient. The copies of weights that modules' products read
+  /// (`Linear::next_weight_copies`) are written in the same pass. Returns the norm before clipping. When that is
   /// not usable (`is_usable_norm`), nothing is written and the step does not count.
   float step(float lr, const NormCheck& check = {});
 
@@ -48,7 +51,8 @@ class AdamW {
   struct Entry {
     std::string name;
     Parameter* parameter;
-    Tensor m, v;  ///< f32, of the parameter's shape
+    Tensor m, v;               ///< f32, of the parameter's shape
+    Linear* reader = nullptr;  ///< the first whose weight it is; null: none
   };
   const std::vector<Entry>& entries() const { return entries_; }
 

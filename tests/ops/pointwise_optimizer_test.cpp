@@ -64,5 +64,106 @@ TEST_P(PointwiseAdamW, WritesNothingWhenTheNormIsNotFinite) {
   }
 }
 
+/// One matrix with copies, beside others without.
+class AdamWCopies : public ::testing::TestWithParam<MatrixCase> {
+ protected:
+  struct Copies {
+    bool fp8 = true, bf16 = false;
+    DType format = DType::e4m3;
+  };
+
+  static constexpr std::int64_t kOther = 37;
+
+  static AdamWTensor tensor(const MatrixCase& c) {
+    const MatrixCase plain{c.rows, c.cols, DType::f32, false};
+    const Tensor v = reference().allocate(DType::f32, {c.rows, c.cols});
+    for (std::int64_t i = 0; i < v.elements(); ++i) v.data<float>()[i] = 1e-4f * static_cast<float>(i % 97);
+    return {special_matrix(plain, 1), special_matrix(plain, 2), random_matrix(plain, 3), v};
+  }
+  static WeightCopies copies(const MatrixCase& c, const Copies& which) {
+    WeightCopies result;
+    if (which.fp8) {
+      const Output output = full_output(c, c.cols, which.format, 37.25f, false);
+      result = {{}, output.quantized, output.quantizer};
+    }
+    if (which.bf16) result.bf16 = reference().allocate(DType::bf16, {c.rows, c.cols});
+    return result;
+  }
+  static std::vector<Tensor> tensors_of(const AdamWTensor& t) {
+    std::vector<Tensor> all{t.value, t.m, t.v};
+    if (t.copies.bf16) all.push_back(t.copies.bf16);
+    if (!t.copies.fp8.defined()) return all;
+    const auto cast = testing::tensors_of(Output{{}, t.copies.fp8, t.copies.quantizer});
+    all.insert(all.end(), cast.begin(), cast.end());
+    return all;
+  }
+  static AdamWTensor other(std::uint64_t stream) {
+    return {random_vector(kOther, stream), random_vector(kOther, stream + 1),
+            random_vector(kOther, stream + 2), random_vector(kOther, stream + 3, 8.0f), false};
+  }
+  /// Value, moments and copies after one step.
+  static std::vector<Tensor> step(Backend& backend, const Copies& which, float norm = 7.5f) {
+    AdamWTensor first = tensor(GetParam()), second = tensor(GetParam()), plain = other(20);
+    first.copies = copies(GetParam(), which);
+    second.copies = copies(GetParam(), which);
+    second.decays = false;
+    backend.adamw({.lr = 3e-3f, .weight_decay = 0.1f, .step = 3}, upload(backend, std::vector{norm}, {1}),
+                  1.0f, std::vector{first, plain, second});
+    std::vector<Tensor> all = tensors_of(first);
+    for (const AdamWTensor* t : {&plain, &second}) {
+      const auto more = tensors_of(*t);
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    return all;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AdamWCopies,
+    ::testing::Values(MatrixCase{1, 1, DType::f32, false}, MatrixCase{5, 33, DType::f32, true},
+                      MatrixCase{128, 64, DType::f32, false}, MatrixCase{132, 72, DType::f32, false},
+                      MatrixCase{131, 72, DType::f32, false}, MatrixCase{259, 257, DType::f32, false}));
+
+// Casts and conversions are exact functions of the new value, which every backend agrees on: equality.
+TEST_P(AdamWCopies, EqualTheReference) {
+  for (const Copies& which :
+       {Copies{}, Copies{.bf16 = true}, Copies{.fp8 = false, .bf16 = true}, Copies{.format = DType::e5m2}})
+    expect_equals_reference([&](Backend& backend) { return step(backend, which); });
+}
+
+TEST_P(AdamWCopies, OfTheReferenceAreTheSeparateCast) {
+  AdamWTensor with = tensor(GetParam()), without = tensor(GetParam());
+  with.copies = copies(GetParam(), {.bf16 = true});
+  const Tensor norm = upload(reference(), std::vector{0.5f}, {1});
+  for (const AdamWTensor* one : {&with, &without})
+    reference().adamw({.lr = 0.01f}, norm, 0, std::span(one, 1));
+  without.copies = copies(GetParam(), {.bf16 = true});
+  reference().cast(without.value, {{}, without.copies.fp8, without.copies.quantizer});
+  reference().convert(without.value, without.copies.bf16);
+  const auto found = tensors_of(with), expected = tensors_of(without);
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true) << i;
+}
+
+TEST_P(AdamWCopies, AreNotWrittenWhenTheNormIsNotFinite) {
+  const auto run = [&](Backend& backend, AdamWTensor one) {
+    backend.adamw({.lr = 1}, upload(backend, std::vector{std::nanf("")}, {1}), 1, std::span(&one, 1));
+    finish(backend);
+  };
+  const auto expect_untouched = [&](Backend& backend) {
+    AdamWTensor one = tensor(GetParam());
+    one.copies = copies(GetParam(), {.bf16 = true});
+    std::vector<std::string> before;
+    for (const Tensor& t : tensors_of(one)) {
+      if (t.dtype() != DType::f32 && t.dtype() != DType::i64) std::memset(t.raw(), 0x35, t.elements());
+      before.push_back(bytes_of(t));
+    }
+    run(backend, one);
+    const auto after = tensors_of(one);
+    for (std::size_t i = 0; i < after.size(); ++i) EXPECT_EQ(bytes_of(after[i]) == before[i], true) << i;
+  };
+  expect_untouched(reference());
+  for (const auto& backend : cpu_backends()) expect_untouched(*backend);
+}
+
 }  // namespace
 }  // namespace quaver::testing

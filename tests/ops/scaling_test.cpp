@@ -72,6 +72,31 @@ TEST_P(ScalingTest, MostRecentUsesTheLastAmaxOnly) {
   EXPECT_EQ(scale(s), 224.0f) << "a NaN amax leaves the scale";
 }
 
+TEST_P(ScalingTest, TakesInWhatWasCastAhead) {
+  const auto counts = [&](const Tensor& counters) {
+    std::vector<std::int64_t> values(kCastCounters);
+    backend->copy_to_host(counters, values.data());
+    return values;
+  };
+  for (const float staged : {0.0f, 2.0f, 16.0f}) {
+    ScalingSlot s = slot({staged, 1, 2, 3});
+    s.counters = backend->allocate(DType::i64, {kCastCounters});
+    s.ahead_counters = backend->allocate(DType::i64, {kCastCounters});
+    s.ahead_amax = upload(*backend, std::vector<float>{8}, {1});
+    backend->fill(s.counters, 5);
+    backend->fill(s.ahead_counters, 7);
+    update(s);
+    const float amax = std::max(staged, 8.0f);
+    EXPECT_EQ(history(s), (std::vector<float>{0, 2, 3, amax}));
+    EXPECT_EQ(scale(s), 448 / amax);
+    EXPECT_EQ(download(*backend, s.ahead_amax)[0], 0);
+    EXPECT_EQ(counts(s.counters), std::vector<std::int64_t>(kCastCounters, 12));
+    EXPECT_EQ(counts(s.ahead_counters), std::vector<std::int64_t>(kCastCounters, 0));
+    update(s);
+    EXPECT_EQ(history(s), (std::vector<float>{0, 2, 3, amax})) << "taken in once";
+  }
+}
+
 TEST_P(ScalingTest, MistakeRollingOnAmaxZero) {
   const ScalingSlot s = slot({0, 1, 2, 3}, 5);
   update(s);

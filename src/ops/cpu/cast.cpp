@@ -8,14 +8,6 @@ namespace quaver {
 
 using namespace cpu;
 
-namespace {
-
-/// FP8 bytes that nobody finds in a cache again, beside a source of two or four times the size. Only casts stream: producers that
-/// compute more than they move became slower by it.
-constexpr std::int64_t kStreamedBytes = std::int64_t{8} << 20;
-
-}  // namespace
-
 void CpuBackend::cast(const Tensor& x, const Output& output) {
   check_cast(x, output);
   const Pieces pieces =

@@ -4,6 +4,8 @@
 #include "ops/contracts.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/kernels/adamw.h"
+#include "ops/cpu/kernels/cast.h"
+#include "ops/cpu/kernels/pointwise.h"
 #include "ops/cpu/kernels/reductions.h"
 #include "ops/cpu/work.h"
 
@@ -35,6 +37,21 @@ float correction(float beta, std::int64_t step) {
   return static_cast<float>(1.0 - std::pow(static_cast<double>(beta), static_cast<double>(step)));
 }
 
+Extent extent_of(const Tensor& tensor) {
+  if (tensor.shape().size() == 2) return {tensor.rows(), tensor.cols()};
+  return {1, tensor.elements()};
+}
+
+/// Elements [begin, begin + count) of a tensor, and of its bf16 copy while they are in the core's cache.
+void step_piece(const Kernels& kernels, const AdamWFactors& factors, const AdamWTensor& tensor,
+                std::int64_t begin, std::int64_t count) {
+  float* const value = tensor.value.data<float>() + begin;
+  kernels.adamw->step(factors, count, tensor.gradient.data<float>() + begin, value,
+                      tensor.m.data<float>() + begin, tensor.v.data<float>() + begin);
+  if (!tensor.copies.bf16) return;
+  kernels.pointwise->convert(Real::f32, value, Real::bf16, tensor.copies.bf16.data<bf16>() + begin, count);
+}
+
 }  // namespace
 
 void CpuBackend::global_norm(std::span<const Tensor> tensors, const Tensor& result) {
@@ -64,11 +81,20 @@ void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm
                        .correction2 = correction(step.beta2, step.step)};
   for (const AdamWTensor& tensor : tensors) {
     factors.weight_decay = tensor.decays ? step.weight_decay : 0;
-    threads_.for_blocks(tensor.value.elements(), kBlock, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.adamw->step(factors, end - begin, tensor.gradient.data<float>() + begin,
-                           tensor.value.data<float>() + begin, tensor.m.data<float>() + begin,
-                           tensor.v.data<float>() + begin);
+    const Output cast{{}, tensor.copies.fp8, tensor.copies.quantizer};
+    const Extent extent = extent_of(tensor.value);
+    const Pieces pieces = Pieces::of_elements(extent, {&cast.quantized.bytes});
+    Production production(cast, pieces);
+    threads_.for_each(pieces.count(), [&](std::int64_t index) {
+      const Piece piece = pieces.at(index);
+      const std::int64_t begin = piece.row * extent.cols + piece.col;
+      step_piece(kernels_, factors, tensor, begin, piece.extent.rows * piece.extent.cols);
+      if (!cast.quantized.defined()) return;
+      ProducerRows to = production.at(piece, Real::f32);
+      to.streams = tensor.value.elements() >= kStreamedBytes;
+      kernels_.cast->cast(Real::f32, piece.extent, {tensor.value.data<float>() + begin, extent.cols}, to);
     });
+    production.finish();
   }
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <utility>
 
 #include "ops/contracts.h"
 #include "ops/cpu/cpu_backend.h"
@@ -11,7 +12,16 @@ namespace {
 
 constexpr std::int64_t kBlock = 64;  // slots
 
+void take_ahead(const ScalingSlot& slot) {
+  if (!slot.ahead_amax) return;
+  float &staged = *slot.amax_history.data<float>(), &ahead = *slot.ahead_amax.data<float>();
+  staged = std::fmax(staged, std::exchange(ahead, 0.0f));
+  auto *counters = slot.counters.data<std::int64_t>(), *counted = slot.ahead_counters.data<std::int64_t>();
+  for (int i = 0; i < kCastCounters; ++i) counters[i] += std::exchange(counted[i], 0);
+}
+
 void update_scale(const ScaleUpdate& update) {
+  take_ahead(update.slot);
   float* history = update.slot.amax_history.data<float>();
   float* scale = update.slot.scale.data<float>();
   const std::int64_t length = update.slot.amax_history.elements();

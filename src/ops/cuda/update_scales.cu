@@ -14,19 +14,36 @@ constexpr int kThreads = 128;  // one block per slot
 
 /// Slots of one launch; small enough to be a kernel's parameter.
 struct Slots {
-  static constexpr int kMost = 96;
+  static constexpr int kMost = 64;
   struct Slot {
     float *scale, *history;
     std::int64_t length;
     float target;     // fp8_max * 2^-margin
     int most_recent;  // a number: no padding
+    float* ahead_amax;
+    unsigned long long *counters, *ahead_counters;
   };
   Slot slots[kMost];
 };
 
+/// All threads of the block see the history after it.
+__device__ void take_ahead(const Slots::Slot& slot) {
+  if (!slot.ahead_amax) return;
+  if (threadIdx.x < kCastCounters) {
+    slot.counters[threadIdx.x] += slot.ahead_counters[threadIdx.x];
+    slot.ahead_counters[threadIdx.x] = 0;
+  }
+  if (threadIdx.x == 0) {
+    slot.history[0] = fmaxf(slot.history[0], *slot.ahead_amax);
+    *slot.ahead_amax = 0;
+  }
+  __syncthreads();
+}
+
 /// The rule at ScaleUpdater in quaver/scaling.h.
 __global__ void __launch_bounds__(kThreads) update_slots(Slots slots) {
   const Slots::Slot slot = slots.slots[blockIdx.x];
+  take_ahead(slot);
   const float last = slot.history[0];
   if (last == 0) return;
   float largest = 0;
@@ -67,6 +84,10 @@ void DeviceBackend::update_scales(std::span<const ScaleUpdate> updates) {
       slots.slots[i] = {update.slot.scale.data<float>(), update.slot.amax_history.data<float>(),
                         update.slot.amax_history.elements(), std::ldexp(update.fp8_max, -update.margin),
                         update.algo == AmaxCompute::most_recent};
+      if (!update.slot.ahead_amax) continue;
+      slots.slots[i].ahead_amax = update.slot.ahead_amax.data<float>();
+      slots.slots[i].counters = update.slot.counters.data<unsigned long long>();
+      slots.slots[i].ahead_counters = update.slot.ahead_counters.data<unsigned long long>();
     }
     launch("update_scales", update_slots, {count, kThreads}, stream(), slots);
     updates = updates.subspan(count);

@@ -26,7 +26,7 @@ void ReferenceBackend::adamw(const AdamWStep& step, const Tensor& norm, float ma
     return static_cast<float>(1 - std::pow(static_cast<double>(beta), static_cast<double>(step.step)));
   };
   const float correction1 = correction(step.beta1), correction2 = correction(step.beta2);
-  for (const auto& [gradient, value, m, v, decays] : tensors) {
+  for (const auto& [gradient, value, m, v, decays, copies] : tensors) {
     const float decay = decays ? step.weight_decay : 0;
     for (std::int64_t i = 0; i < value.elements(); ++i) {
       const float g = gradient.data<float>()[i] * clip;
@@ -35,6 +35,8 @@ void ReferenceBackend::adamw(const AdamWStep& step, const Tensor& norm, float ma
       v_i = step.beta2 * v_i + (1 - step.beta2) * g * g;
       w -= step.lr * (m_i / correction1 / (std::sqrt(v_i / correction2) + step.epsilon) + decay * w);
     }
+    if (copies.bf16) convert(value, copies.bf16);
+    if (copies.fp8.defined()) cast(value, {{}, copies.fp8, copies.quantizer});
   }
 }
 

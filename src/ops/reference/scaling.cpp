@@ -9,11 +9,24 @@
 namespace quaver {
 namespace {
 
+void take_ahead(const ScalingSlot& slot) {
+  if (!slot.ahead_amax) return;
+  float &staged = *slot.amax_history.data<float>(), &ahead = *slot.ahead_amax.data<float>();
+  staged = std::fmax(staged, ahead);
+  ahead = 0;
+  for (int i = 0; i < kCastCounters; ++i) {
+    std::int64_t& count = slot.ahead_counters.data<std::int64_t>()[i];
+    slot.counters.data<std::int64_t>()[i] += count;
+    count = 0;
+  }
+}
+
 /// The rule at ScaleUpdater in quaver/scaling.h, line by line.
 void update_slot(const ScaleUpdate& update) {
   float& scale = *update.slot.scale.data<float>();
   float* history = update.slot.amax_history.data<float>();
   const std::int64_t length = update.slot.amax_history.elements();
+  take_ahead(update.slot);
 
   const float last = history[0];
   if (last == 0) return;
