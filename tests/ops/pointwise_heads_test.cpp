@@ -21,8 +21,8 @@ std::vector<HeadCase> head_cases() {
     std::int64_t rows, heads, head_dim, rotated;
   };
   std::vector<HeadCase> cases;
-  for (Size size :
-       {Size{1, 1, 2, 2}, Size{5, 3, 17, 10}, Size{65, 2, 64, 64}, Size{2, 1, 33, 0}, Size{301, 4, 48, 24}}) {
+  for (Size size : {Size{1, 1, 2, 2}, Size{5, 3, 17, 10}, Size{65, 2, 64, 64}, Size{2, 1, 33, 0},
+                    Size{301, 4, 48, 24}, Size{21, 3, 96, 96}, Size{9, 2, 128, 0}}) {
     for (QkNorm norm : {QkNorm::none, QkNorm::pre_rope, QkNorm::post_rope}) {
       for (DType dtype : {DType::f32, DType::bf16}) {
         for (bool strided : {false, true}) {

@@ -95,6 +95,9 @@ class PointwiseEmbedding : public ::testing::TestWithParam<MatrixCase> {
   }
 };
 INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseEmbedding, ::testing::ValuesIn(matrix_cases()));
+// The CUDA backend sorts chunks of 1024 rows.
+INSTANTIATE_TEST_SUITE_P(Chunks, PointwiseEmbedding,
+                         ::testing::Values(MatrixCase{2100, 8, DType::bf16, false}));
 
 TEST_P(PointwiseEmbedding, ForwardEqualsTheReference) {
   const Tensor token_table = table(kVocab, 3), position_table = table(kPositions, 4);

@@ -9,7 +9,6 @@
 
 namespace quaver::cuda {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.69314718f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ops/cuda/exponential.cuh"
 #include "ops/cuda/launch.h"
 
 namespace quaver::cuda {
@@ -60,13 +61,6 @@ __device__ inline std::uint32_t pack_pair(float low, float high) {
   std::uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
-}
-
-/// 2^x within 2 units of the last place; results that would be denormal are 0.
-__device__ inline float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 #else
@@ -143,10 +137,6 @@ __device__ inline void wait_for_copies() {
 
 __device__ inline std::uint32_t pack_pair(float low, float high) {
   return pair_of(round_as<bf16>(low), round_as<bf16>(high));
-}
-
-__device__ inline float power_of_two(float x) {
-  return exp2f(x);
 }
 
 #endif

@@ -63,8 +63,10 @@ template <int kStages>
 __device__ void wait_for_buffer(BufferBarriers* buffers, const RingPosition<kStages>& at) {
   wait_for_phase(buffers[at.stage()].full, at.parity());
 }
+/// By whole warps. An arrival speaks only for what its own thread has read, so the lanes meet before the one that arrives.
 template <int kStages>
 __device__ void release_buffer(BufferBarriers* buffers, const RingPosition<kStages>& at, int lane) {
+  __syncwarp();
   if (lane == 0) arrive(buffers[at.stage()].empty);
 }
 

@@ -45,15 +45,41 @@ __global__ void sum_columns_of_block(F f, float* partials, std::int64_t rows, st
   partials[(static_cast<std::int64_t>(blockIdx.y) * kSums + lane) * cols + n] = total;
 }
 
-/// sums[n] += the partial sums partials[block * stride + n], block ascending.
-static __global__ void add_partial_sums(const float* partials, std::int64_t blocks, std::int64_t stride,
-                                        std::int64_t cols, float* sums) {
-  const std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (n >= cols) return;
+constexpr int kPartialLanes = 32;  ///< at most
+
+/// sums[s][n] += the partial sums partials[(block * kSums + s) * cols + n]: each of a block's lanes (threadIdx.y) sums every
+/// blockDim.y-th, then their sums are added in ascending order.
+template <int kSums>
+__global__ void sum_partial_sums(const float* partials, std::int64_t blocks, std::int64_t cols,
+                                 std::array<float*, kSums> sums) {
+  __shared__ float shared[kPartialLanes][kSumColumns];
+  const int column = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.y);
+  const int lanes = static_cast<int>(blockDim.y);
+  const std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * kSumColumns + column;
   float total = 0;
+  if (n < cols) {
 #pragma unroll 8
-  for (std::int64_t block = 0; block < blocks; ++block) total += partials[block * stride + n];
-  sums[n] += total;
+    for (std::int64_t block = lane; block < blocks; block += lanes)
+      total += partials[(block * kSums + blockIdx.y) * cols + n];
+  }
+  shared[lane][column] = total;
+  __syncthreads();
+  if (lane != 0 || n >= cols) return;
+  for (int other = 1; other < lanes; ++other) total += shared[other][column];
+  float* to = sums[0];
+#pragma unroll
+  for (int s = 1; s < kSums; ++s) to = static_cast<int>(blockIdx.y) == s ? sums[s] : to;
+  to[n] += total;
+}
+
+/// sums[s][n] += the sum over blocks of partials[(block * kSums + s) * cols + n].
+template <int kSums>
+void add_partial_sums(const char* name, const Tensor& partials, std::int64_t blocks, std::int64_t cols,
+                      const std::array<float*, kSums>& sums, Stream stream) {
+  launch(
+      name, sum_partial_sums<kSums>,
+      {dim3(static_cast<unsigned>(blocks_for(cols, kSumColumns)), kSums), dim3(kSumColumns, kPartialLanes)},
+      stream, partials.data<float>(), blocks, cols, sums);
 }
 
 template <int kSums, typename F>
@@ -66,11 +92,7 @@ void add_column_sums(const char* name, const F& f, std::int64_t rows, std::int64
          {dim3(static_cast<unsigned>(blocks_for(cols, kSumColumns)), static_cast<unsigned>(blocks)),
           dim3(kSumColumns, kSumLanes)},
          stream, f, partials.data<float>(), rows, cols, block_rows);
-  constexpr int kThreads = 128;
-  for (int s = 0; s < kSums; ++s) {
-    launch(name, add_partial_sums, {blocks_for(cols, kThreads), kThreads}, stream,
-           partials.data<float>() + s * cols, blocks, kSums * cols, cols, sums[s]);
-  }
+  add_partial_sums<kSums>(name, partials, blocks, cols, sums, stream);
 }
 
 }  // namespace quaver::cuda

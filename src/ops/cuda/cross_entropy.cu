@@ -1,6 +1,7 @@
 #include <limits>
 
 #include "ops/cuda/device_backend.h"
+#include "ops/cuda/exponential.cuh"
 #include "ops/cuda/faults.cuh"
 #include "ops/cuda/produce.cuh"
 
@@ -9,28 +10,58 @@ namespace {
 
 constexpr int kThreads = 256;  // one block per row
 
-/// The logarithm of the sum of exponentials of every row, and the losses.
+/// e^x. x is a difference from the largest or from the whole sum's logarithm: taken first, it cannot overflow.
+__device__ float exponential(float x) {
+  return power_of_two(x * kLog2E);
+}
+
+/// The sum of e^(x - largest) while terms come.
+struct SumOfExponentials {
+  float largest = -std::numeric_limits<float>::infinity(), sum = 0;
+
+  __device__ void raise(float to) {
+    if (to <= largest) return;
+    sum *= exponential(largest - to);
+    largest = to;
+  }
+  template <int N>
+  __device__ void add(const float (&x)[N]) {
+    float top = x[0];
+#pragma unroll
+    for (int i = 1; i < N; ++i) top = fmaxf(top, x[i]);
+    raise(top);
+    // While all terms are -infinity there is nothing to scale.
+    const float base = largest == -std::numeric_limits<float>::infinity() ? 0.0f : largest;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += exponential(x[i] - base);
+  }
+};
+
+/// The logarithm of the sum of exponentials of every row, and the losses: one pass, kAtOnce packs of a thread on their way.
 template <int N, typename T>
 __global__ void __launch_bounds__(kThreads)
     row_losses(Matrix<T> logits, std::int64_t cols, const std::int32_t* targets, float* lse, float* losses,
                int* faults) {
+  constexpr int kAtOnce = 4, kStep = kThreads * N;
   const std::int64_t m = blockIdx.x;
-  float largest = -std::numeric_limits<float>::infinity();
-  for (std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * N; n < cols; n += kThreads * N) {
-    float z[N];
-    logits.load(m, n, z);
+  SumOfExponentials own;
+  for (std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * N; n < cols; n += kAtOnce * kStep) {
+    Pack<T, N> packs[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < N; ++i) largest = fmaxf(largest, z[i]);
-  }
-  largest = block_reduce<kThreads>(largest, Largest{});
-  float sum = 0;
-  for (std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * N; n < cols; n += kThreads * N) {
-    float z[N];
-    logits.load(m, n, z);
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (n + i * kStep < cols) packs[i] = logits.template pack<N>(m, n + i * kStep);
+    }
 #pragma unroll
-    for (int i = 0; i < N; ++i) sum += expf(z[i] - largest);
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (n + i * kStep >= cols) break;
+      float z[N];
+      widen(packs[i], z);
+      own.add(z);
+    }
   }
-  sum = block_reduce<kThreads>(sum, Add{});
+  const float largest = block_reduce<kThreads>(own.largest, Largest{});
+  own.raise(largest);
+  const float sum = block_reduce<kThreads>(own.sum, Add{});
   if (threadIdx.x != 0) return;
   const float result = largest + logf(sum);
   const std::int64_t target = targets[m];
@@ -53,9 +84,10 @@ struct LogitGradient {
     logits.load(m, n, z);
     const std::int64_t target = targets[m];
     const float total = lse[m];
+    const int hot = target < n || target >= n + N ? N : static_cast<int>(target - n);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float difference = expf(z[i] - total) - (n + i == target ? 1.0f : 0.0f);
+      const float difference = exponential(z[i] - total) - (i == hot ? 1.0f : 0.0f);
       result[0][i] = target < 0 ? 0.0f : static_cast<float>(gradient_scale) * difference;
     }
   }

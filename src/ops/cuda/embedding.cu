@@ -1,12 +1,11 @@
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/faults.cuh"
-#include "ops/cuda/matrix.cuh"
-#include "ops/cuda/reduce.cuh"
+#include "ops/cuda/produce.cuh"
 
 namespace quaver::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 
 /// A table of rows and the row that each position of the batch reads.
 struct Lookup {
@@ -15,76 +14,150 @@ struct Lookup {
   std::int64_t limit;
 };
 
-/// A row without valid index is left as zeros; the fault is reported.
+/// The rows that are read, or the sum of a token's and a position's. A row without valid index is zeros; the fault is
+/// reported.
 template <typename T>
-__global__ void look_up(Lookup tokens, Lookup positions, Matrix<T> out, std::int64_t cols, int* faults) {
-  const std::int64_t m = blockIdx.x;
-  const auto row_of = [&](const Lookup& lookup) -> const float* {
+struct LookUp {
+  static constexpr int kOperands = 2;
+  Lookup tokens, positions;
+  std::int64_t cols;
+  int* faults;
+
+  template <int N>
+  __device__ bool read(const Lookup& lookup, std::int64_t m, std::int64_t n, float (&values)[N]) const {
     const std::int64_t index = lookup.indices[m];
-    return check_index(index, lookup.limit, m, kEmbeddingIndex, faults) ? lookup.table + index * cols
-                                                                        : nullptr;
-  };
-  const float* const token = row_of(tokens);
-  const float* const position = positions.table ? row_of(positions) : nullptr;
-  for (std::int64_t n = threadIdx.x; n < cols; n += kThreads) {
-    const float value = token ? token[n] : 0.0f;
-    *out.address(m, n) = round_as<T>(position ? value + position[n] : value);
+    if (!check_index(index, lookup.limit, m, kEmbeddingIndex, faults)) return false;
+    Matrix<const float>{lookup.table, cols}.load(index, n, values);
+    return true;
   }
-}
-
-/// Rows of the batch by the index they share. `first[m]`: the first row with m's index; `rank[m]`: how many
-/// earlier rows have it; for first rows, their group is order[start[m]], ... `count[m]` rows, ascending.
-struct Groups {
-  int *first, *rank, *start, *count, *order, *used;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    float position[N];
+    if (!read(tokens, m, n, result[0])) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) result[0][i] = 0;
+    }
+    if (!positions.table || !read(positions, m, n, position)) return;
+#pragma unroll
+    for (int i = 0; i < N; ++i) result[0][i] += position[i];
+  }
 };
-constexpr int kGroupArrays = 5;  // and one number
 
-/// One warp per row compares its index with all others: rows^2 / 32 steps, which for the 10^4 to 10^5 rows of
-/// a micro-batch is less than a sort's passes. Rows with an index outside the table have rank -1. Where a
-/// group lies in `order` depends on timing, its content does not.
-__global__ void find_groups(Lookup lookup, std::int64_t rows, Groups groups, int* faults) {
-  const std::int64_t m = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+/// Rows of the batch that share an index: order[start], ... order[start + count - 1], ascending.
+struct Group {
+  int index, start, count;
+};
+
+/// A stable counting sort of the rows by index, in memory of the backend. Rows are cut into chunks. Where a group lies in
+/// `order` and in `groups` depends on timing, its content does not.
+struct Sort {
+  unsigned long long* used;  ///< groups << 32 | rows that lie in `order`; starts as 0
+  int* counts;               ///< [chunk][index] rows of a chunk, later of all chunks before it; start as 0
+  int* start;                ///< of the index's group
+  int* rank;  ///< of a row among those of its chunk with its index; -1: its index lies outside the table
+  int* order;
+  Group* groups;
+};
+constexpr int kChunkRows = 1024;
+constexpr int kNoIndex = -1;
+
+/// One block per chunk. Every row is compared with all earlier ones of its chunk.
+__global__ void __launch_bounds__(kThreads)
+    count_rows(Lookup lookup, std::int64_t rows, Sort sort, int* faults) {
+  __shared__ __align__(16) int indices[kChunkRows];
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChunkRows;
+  for (int r = static_cast<int>(threadIdx.x); r < kChunkRows; r += kThreads) {
+    indices[r] = kNoIndex;
+    if (first + r >= rows) continue;
+    const int index = lookup.indices[first + r];
+    if (check_index(index, lookup.limit, first + r, kEmbeddingIndex, faults)) indices[r] = index;
+  }
+  __syncthreads();
+  for (int r = static_cast<int>(threadIdx.x); r < kChunkRows && first + r < rows; r += kThreads) {
+    const int index = indices[r];
+    int earlier = 0;
+    for (int j = 0; j < r; j += 4) {
+      const auto others = *reinterpret_cast<const Pack<int, 4>*>(indices + j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) earlier += j + i < r && others.at[i] == index;
+    }
+    sort.rank[first + r] = index == kNoIndex ? -1 : earlier;
+    if (index != kNoIndex) atomicAdd(sort.counts + blockIdx.x * lookup.limit + index, 1);
+  }
+}
+
+/// One thread per index: its rows in all chunks before each, and a place for its group.
+__global__ void __launch_bounds__(kThreads) place_groups(std::int64_t limit, std::int64_t chunks, Sort sort) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (m >= rows) return;
-  const int index = lookup.indices[m];
-  int earlier = 0, all = 0, first = INT_MAX;
-  for (std::int64_t other = lane; other < rows; other += 32) {
-    if (lookup.indices[other] != index) continue;
-    ++all;
-    if (other < m) ++earlier;
-    first = min(first, static_cast<int>(other));
+  constexpr int kAhead = 8;
+  int count = 0;
+  for (std::int64_t chunk = 0; index < limit && chunk < chunks; chunk += kAhead) {
+    int counts[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      counts[i] = chunk + i < chunks ? sort.counts[(chunk + i) * limit + index] : 0;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (chunk + i < chunks) sort.counts[(chunk + i) * limit + index] = count;
+      count += counts[i];
+    }
   }
-  earlier = warp_reduce(earlier, Add{});
-  all = warp_reduce(all, Add{});
-  first = warp_reduce(first, [](int a, int b) { return min(a, b); });
-  if (lane != 0) return;
-  const bool valid = check_index(index, lookup.limit, m, kEmbeddingIndex, faults);
-  groups.first[m] = first;
-  groups.rank[m] = valid ? earlier : -1;
-  groups.count[m] = all;
-  if (valid && earlier == 0) groups.start[m] = atomicAdd(groups.used, all);
+  const unsigned long long own =
+      static_cast<unsigned long long>(count > 0) << 32 | static_cast<unsigned>(count);
+  unsigned long long up_to = own;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const unsigned long long before = __shfl_up_sync(kAllLanes, up_to, distance);
+    if (lane >= distance) up_to += before;
+  }
+  unsigned long long begin = 0;
+  if (lane == 31) begin = atomicAdd(sort.used, up_to);
+  begin = __shfl_sync(kAllLanes, begin, 31) + up_to - own;
+  if (count == 0) return;
+  const int start = static_cast<int>(begin & 0xFFFFFFFFull);
+  sort.start[index] = start;
+  sort.groups[begin >> 32] = {static_cast<int>(index), start, count};
 }
 
-__global__ void order_groups(std::int64_t rows, Groups groups) {
+/// One thread per row.
+__global__ void __launch_bounds__(kThreads) order_rows(Lookup lookup, std::int64_t rows, Sort sort) {
   const std::int64_t m = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (m < rows && groups.rank[m] >= 0) {
-    groups.order[groups.start[groups.first[m]] + groups.rank[m]] = static_cast<int>(m);
-  }
+  if (m >= rows || sort.rank[m] < 0) return;
+  const std::int64_t index = lookup.indices[m];
+  sort.order[sort.start[index] + sort.counts[m / kChunkRows * lookup.limit + index] + sort.rank[m]] =
+      static_cast<int>(m);
 }
 
-/// table[index] += dout[m], m ascending, one block per group and stretch of columns.
-template <typename T>
-__global__ void add_groups(Lookup lookup, Groups groups, Matrix<T> dout, std::int64_t cols) {
-  const std::int64_t m = blockIdx.x;
-  const std::int64_t n = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
-  if (groups.rank[m] != 0 || n >= cols) return;
-  float* const to = lookup.table + lookup.indices[m] * cols + n;
-  const int* const order = groups.order + groups.start[m];
-  const int count = groups.count[m];
-  float sum = *to;
-#pragma unroll 4
-  for (int i = 0; i < count; ++i) sum += dout(order[i], n);
-  *to = sum;
+/// table[index] += dout[m], m ascending. One thread per group and N columns.
+template <int N, typename T>
+__global__ void __launch_bounds__(kThreads)
+    add_groups(Lookup lookup, Sort sort, Matrix<T> dout, std::int64_t cols) {
+  const std::int64_t per_row = cols / N,
+                     thread = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t number = quotient(thread, per_row), n = (thread - number * per_row) * N;
+  if (number >= static_cast<std::int64_t>(*sort.used >> 32)) return;
+  const Group group = sort.groups[number];
+  const int* const order = sort.order + group.start;
+  const Matrix<float> table{lookup.table, cols};
+  float sums[N];
+  table.load(group.index, n, sums);
+  constexpr int kAhead = 8;  // rows on their way at once
+  for (int first = 0; first < group.count; first += kAhead) {
+    Pack<T, N> packs[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i < group.count) packs[i] = dout.template pack<N>(order[first + i], n);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i >= group.count) break;
+      float values[N];
+      widen(packs[i], values);
+#pragma unroll
+      for (int j = 0; j < N; ++j) sums[j] += values[j];
+    }
+  }
+  table.store(group.index, n, sums);
 }
 
 Lookup lookup_of(const Tensor& indices, const Tensor& table) {
@@ -93,19 +166,27 @@ Lookup lookup_of(const Tensor& indices, const Tensor& table) {
 }
 
 template <typename T>
-void accumulate(const Lookup& lookup, const Tensor& dout, int* faults, Backend& backend, Stream stream) {
-  const std::int64_t rows = dout.rows(), cols = dout.cols();
-  if (rows == 0) return;
-  const Tensor memory = backend.allocate(DType::i32, {kGroupArrays * rows + 1});
-  auto* const at = memory.data<int>();
-  const Groups groups{at, at + rows, at + 2 * rows, at + 3 * rows, at + 4 * rows, at + 5 * rows};
-  backend.fill(memory.slice(kGroupArrays * rows, 1), 0);
-  launch("embedding_backward", find_groups, {blocks_for(rows, kThreads / 32), kThreads}, stream, lookup, rows,
-         groups, faults);
-  launch("embedding_backward", order_groups, {blocks_for(rows, kThreads), kThreads}, stream, rows, groups);
-  launch("embedding_backward", add_groups<T>,
-         {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(blocks_for(cols, kThreads))), kThreads},
-         stream, lookup, groups, matrix_of<T>(dout), cols);
+void accumulate(const Tensor& indices, const Tensor& table, const Tensor& dout, int* faults, Backend& backend,
+                Stream stream) {
+  const char* const name = "embedding_backward";
+  const Lookup lookup = lookup_of(indices, table);
+  const std::int64_t rows = dout.rows(), cols = dout.cols(), limit = lookup.limit;
+  if (rows == 0 || cols == 0 || limit == 0) return;
+  const std::int64_t chunks = blocks_for(rows, kChunkRows), most_groups = std::min(rows, limit);
+  const Tensor counts = backend.allocate(DType::i32, {2 + chunks * limit});
+  const Tensor others = backend.allocate(DType::i32, {limit + 2 * rows + 3 * most_groups});
+  backend.fill(counts, 0);
+  int *const zeros = counts.data<int>(), *const at = others.data<int>();
+  const Sort sort{
+      reinterpret_cast<unsigned long long*>(zeros),   zeros + 2, at, at + limit, at + limit + rows,
+      reinterpret_cast<Group*>(at + limit + 2 * rows)};
+  launch(name, count_rows, {chunks, kThreads}, stream, lookup, rows, sort, faults);
+  launch(name, place_groups, {blocks_for(limit, kThreads), kThreads}, stream, limit, chunks, sort);
+  launch(name, order_rows, {blocks_for(rows, kThreads), kThreads}, stream, lookup, rows, sort);
+  const bool pack = all_pack({dout, table});
+  launch(name, pack ? add_groups<kPack, T> : add_groups<1, T>,
+         {blocks_for(most_groups * cols / (pack ? kPack : 1), kThreads), kThreads}, stream, lookup, sort,
+         matrix_of<T>(dout), cols);
 }
 
 }  // namespace
@@ -114,8 +195,10 @@ void DeviceBackend::embedding(const Tensor& tokens, const Tensor& table, const T
                               const Tensor& position_table, const Tensor& out) {
   check_embedding(tokens, table, positions, position_table, out);
   with_real(out.dtype(), [&]<typename T>(T) {
-    launch("embedding", look_up<T>, {out.rows(), kThreads}, stream(), lookup_of(tokens, table),
-           lookup_of(positions, position_table), matrix_of<T>(out), out.cols(), faults_.data<int>());
+    produce<T, 1>("embedding",
+                  LookUp<T>{lookup_of(tokens, table), lookup_of(positions, position_table), out.cols(),
+                            faults_.data<int>()},
+                  {Output{out, {}, {}}}, out.rows(), out.cols(), all_pack({table, position_table}), stream());
   });
 }
 
@@ -123,9 +206,9 @@ void DeviceBackend::embedding_backward(const Tensor& dout, const Tensor& tokens,
                                        const Tensor& dtable, const Tensor& dposition_table) {
   check_embedding_backward(dout, tokens, positions, dtable, dposition_table);
   with_real(dout.dtype(), [&]<typename T>(T) {
-    accumulate<T>(lookup_of(tokens, dtable), dout, faults_.data<int>(), *this, stream());
+    accumulate<T>(tokens, dtable, dout, faults_.data<int>(), *this, stream());
     if (dposition_table) {
-      accumulate<T>(lookup_of(positions, dposition_table), dout, faults_.data<int>(), *this, stream());
+      accumulate<T>(positions, dposition_table, dout, faults_.data<int>(), *this, stream());
     }
   });
 }

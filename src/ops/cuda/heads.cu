@@ -2,22 +2,12 @@
 
 #include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/device_backend.h"
-#include "ops/cuda/reduce.cuh"
+#include "ops/cuda/head_packs.cuh"
 
 namespace quaver::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-
-/// A HeadTransform for device code.
-struct Heads {
-  std::int64_t rows, heads;
-  int head_dim, pairs;
-  QkNorm norm;
-  float epsilon;
-  const float *gain, *cosine, *sine;
-  const std::int32_t* positions;
-};
 
 Heads heads_of(const HeadTransform& transform, const Tensor& positions, std::int64_t rows) {
   Heads heads{rows,    transform.heads, static_cast<int>(transform.head_dim),
@@ -135,39 +125,6 @@ __global__ void transform_backward(Heads heads, std::int64_t share, Matrix<T> do
   for (int d = lane; d < heads.head_dim; d += 32) partials[number * heads.head_dim + d] = dgain[d];
 }
 
-/// The rotation alone, in packs: a thread takes a pack of a head's first halves of pairs and the matching pack
-/// of second halves, or a pack that is not rotated. One block per row.
-template <typename T>
-__global__ void rotate_packs(Heads heads, float direction, Matrix<T> in, Matrix<T> out) {
-  const std::int64_t m = blockIdx.x;
-  const int pairs = heads.pairs, half = pairs / kPack, chunks = heads.head_dim / kPack - half;
-  const std::int64_t angles = pairs ? static_cast<std::int64_t>(heads.positions[m]) * pairs : 0;
-  for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(heads.heads) * chunks;
-       i += static_cast<int>(blockDim.x)) {
-    const int head = i / chunks, chunk = i % chunks;
-    const std::int64_t n = static_cast<std::int64_t>(head) * heads.head_dim + chunk * kPack;
-    float a[kPack];
-    if (chunk >= half) {
-      in.load(m, n + pairs, a);
-      out.store(m, n + pairs, a);
-      continue;
-    }
-    float b[kPack], c[kPack], s[kPack];
-    in.load(m, n, a);
-    in.load(m, n + pairs, b);
-    Matrix<const float>{heads.cosine}.load(0, angles + chunk * kPack, c);
-    Matrix<const float>{heads.sine}.load(0, angles + chunk * kPack, s);
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) {
-      const float x = a[j], y = b[j], turn = direction * s[j];
-      a[j] = x * c[j] - y * turn;
-      b[j] = y * c[j] + x * turn;
-    }
-    out.store(m, n, a);
-    out.store(m, n + pairs, b);
-  }
-}
-
 /// Launches rotate_packs if there is no norm and everything lies on packs.
 bool launch_rotation(const char* name, const Heads& heads, float direction, const Tensor& in,
                      const Tensor& out, Stream stream) {
@@ -183,21 +140,26 @@ bool launch_rotation(const char* name, const Heads& heads, float direction, cons
   return true;
 }
 
+/// Whether transform_packs can be launched: a norm, whole heads or none rotated, everything on packs.
+bool fits_packs(const Heads& heads, std::initializer_list<Tensor> tensors) {
+  constexpr int kMostLanes = 32;
+  return heads.norm != QkNorm::none && heads.head_dim % (2 * kPack) == 0 &&
+         heads.head_dim / (2 * kPack) <= kMostLanes &&
+         (heads.pairs == 0 || heads.pairs == heads.head_dim / 2) && on_pack(heads.gain) &&
+         on_pack(heads.cosine) && on_pack(heads.sine) && all_pack(tensors);
+}
+std::int64_t lanes_of(const Heads& heads) {
+  return lanes_for(heads.head_dim / (2 * kPack));
+}
+
 constexpr std::int64_t kMostWarps = 8192;
+/// Of transform_packs_backward: 5 on each of an H100's 132 multiprocessors, all at once.
+constexpr std::int64_t kMostBlocks = 660;
 
 std::int64_t share_of(std::int64_t pairs) {
   const std::int64_t even = blocks_for(pairs, kMostWarps);
   return even < 1 ? 1 : even;
 }
-
-/// A row of partial sums.
-struct PartialRow {
-  const float* partials;
-  std::int64_t cols;
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&values)[1]) const {
-    values[0] = partials[m * cols + n];
-  }
-};
 
 }  // namespace
 
@@ -208,6 +170,12 @@ void DeviceBackend::transform_heads(const HeadTransform& transform_, const Tenso
   if (launch_rotation("transform_heads", heads, 1, x, out, stream())) return;
   const std::size_t shared = kWarps * heads.head_dim * sizeof(float);
   with_real(x.dtype(), [&]<typename T>(T) {
+    if (fits_packs(heads, {x, out})) {
+      const std::int64_t lanes = lanes_of(heads);
+      return launch("transform_heads", transform_packs<T>,
+                    {blocks_for(heads.rows * heads.heads, kHeadThreads / lanes), kHeadThreads}, stream(),
+                    heads, lanes, matrix_of<T>(x), matrix_of<T>(out));
+    }
     launch("transform_heads", transform<T>,
            {blocks_for(heads.rows * heads.heads, kWarps), 32 * kWarps, shared}, stream(), heads,
            matrix_of<T>(x), matrix_of<T>(out));
@@ -220,19 +188,31 @@ void DeviceBackend::transform_heads_backward(const HeadTransform& transform_, co
   check_transform_heads_backward(transform_, dout, x, positions, dx, dgain);
   const Heads heads = heads_of(transform_, positions, dout.rows());
   if (launch_rotation("transform_heads_backward", heads, -1, dout, dx, stream())) return;
-  const std::int64_t pairs = heads.rows * heads.heads, share = share_of(pairs);
-  const std::int64_t blocks = blocks_for(pairs, share * kWarps), warps = blocks * kWarps;
-  const bool has_norm = heads.norm != QkNorm::none;
-  const Tensor partials = has_norm ? allocate(DType::f32, {warps, heads.head_dim}) : Tensor();
-  const std::size_t shared = 3 * kWarps * heads.head_dim * sizeof(float);
+  const char* const name = "transform_heads_backward";
+  const std::int64_t pairs = heads.rows * heads.heads;
+  if (pairs == 0) return;
+  const std::size_t head_bytes = heads.head_dim * sizeof(float);
+  const auto add_partials = [&](const Tensor& partials) {
+    add_partial_sums<1>(name, partials, partials.rows(), heads.head_dim, {dgain.data<float>()}, stream());
+  };
   with_real(dout.dtype(), [&]<typename T>(T) {
-    launch("transform_heads_backward", transform_backward<T>, {blocks, 32 * kWarps, shared}, stream(), heads,
+    if (fits_packs(heads, {dout, x, dx})) {
+      const std::int64_t lanes = lanes_of(heads), at_once = kHeadThreads / lanes;
+      const std::int64_t blocks = std::min(kMostBlocks, blocks_for(pairs, 2 * at_once));
+      const Tensor partials = allocate(DType::f32, {blocks, heads.head_dim});
+      launch(name, transform_packs_backward<T>, {blocks, kHeadThreads, kHeadThreads / 32 * head_bytes},
+             stream(), heads, lanes, matrix_of<T>(dout), matrix_of<T>(x), matrix_of<T>(dx),
+             partials.data<float>());
+      return add_partials(partials);
+    }
+    const std::int64_t share = share_of(pairs), blocks = blocks_for(pairs, share * kWarps);
+    const bool has_norm = heads.norm != QkNorm::none;
+    const Tensor partials = has_norm ? allocate(DType::f32, {blocks * kWarps, heads.head_dim}) : Tensor();
+    launch(name, transform_backward<T>, {blocks, 32 * kWarps, 3 * kWarps * head_bytes}, stream(), heads,
            share, matrix_of<T>(dout), matrix_of<T>(has_norm ? x : Tensor()), matrix_of<T>(dx),
            has_norm ? partials.data<float>() : nullptr);
+    if (has_norm) add_partials(partials);
   });
-  if (!has_norm) return;
-  add_column_sums<1>("transform_heads_backward", PartialRow{partials.data<float>(), heads.head_dim}, warps,
-                     heads.head_dim, {dgain.data<float>()}, *this, stream());
 }
 
 }  // namespace quaver::cuda

@@ -15,6 +15,12 @@ struct alignas(N * sizeof(T) > 16 ? 16 : N * sizeof(T)) Pack {
   T at[N];
 };
 
+template <typename T, int N>
+__device__ void widen(const Pack<T, N>& pack, float (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) values[i] = as_float(pack.at[i]);
+}
+
 /// Elements that one thread of a vectorised kernel handles at once.
 constexpr int kPack = 8;
 
@@ -28,16 +34,22 @@ struct Matrix {
   __device__ float operator()(std::int64_t m, std::int64_t n) const { return as_float(*address(m, n)); }
 
   template <int N>
+  __device__ Pack<T, N> pack(std::int64_t m, std::int64_t n) const {
+    return *reinterpret_cast<const Pack<T, N>*>(address(m, n));
+  }
+  template <int N>
   __device__ void load(std::int64_t m, std::int64_t n, float (&values)[N]) const {
-    const auto pack = *reinterpret_cast<const Pack<T, N>*>(address(m, n));
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = as_float(pack.at[i]);
+    widen(pack<N>(m, n), values);
   }
   template <int N>
   __device__ void store(std::int64_t m, std::int64_t n, const float (&values)[N]) const {
     Pack<T, N> pack;
 #pragma unroll
     for (int i = 0; i < N; ++i) pack.at[i] = round_as<T>(values[i]);
+    store(m, n, pack);
+  }
+  template <int N>
+  __device__ void store(std::int64_t m, std::int64_t n, const Pack<T, N>& pack) const {
     *reinterpret_cast<Pack<T, N>*>(address(m, n)) = pack;
   }
 };
@@ -73,6 +85,12 @@ inline bool all_pack(std::initializer_list<Tensor> tensors) {
 template <typename F>
 void with_real(DType dtype, const F& f) {
   dtype == DType::f32 ? f(float{}) : f(bf16{});
+}
+
+/// Divisions of 32 bits take a fraction of the time.
+__device__ inline std::int64_t quotient(std::int64_t index, std::int64_t divisor) {
+  if ((index | divisor) <= 0xFFFFFFFFll) return static_cast<unsigned>(index) / static_cast<unsigned>(divisor);
+  return index / divisor;
 }
 
 constexpr std::int64_t blocks_for(std::int64_t count, std::int64_t per_block) {

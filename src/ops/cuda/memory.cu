@@ -12,10 +12,27 @@ namespace {
 
 constexpr int kThreads = 256;
 
+constexpr int kFillPacks = 4;
 template <typename T>
-__global__ void fill_all(T* data, std::int64_t count, T value) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) data[i] = value;
+constexpr int kFillWidth = 16 / sizeof(T);  ///< elements of 16 bytes
+
+/// kFillPacks times 16 bytes per thread, as one access each where `pack` says that the address allows it.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) fill_all(T* data, std::int64_t count, T value, int pack) {
+  constexpr int kWidth = kFillWidth<T>;
+  Pack<T, kWidth> values;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) values.at[i] = value;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kFillPacks * kThreads + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < kFillPacks; ++k) {
+    const std::int64_t begin = (first + k * kThreads) * kWidth;
+    if (pack && begin + kWidth <= count) {
+      *reinterpret_cast<Pack<T, kWidth>*>(data + begin) = values;
+    } else {
+      for (std::int64_t i = begin; i < min(count, begin + kWidth); ++i) data[i] = value;
+    }
+  }
 }
 
 /// kPack elements per thread; in packs where `pack` says that both addresses allow it.
@@ -163,8 +180,9 @@ void DeviceBackend::fill(const Tensor& destination, double value) {
   check_fill(destination);
   const std::int64_t count = destination.elements();
   const auto fill_with = [&]<typename T>(T element) {
-    launch("fill", fill_all<T>, {blocks_for(count, kThreads), kThreads}, stream(), destination.data<T>(),
-           count, element);
+    const int pack = on_pack(destination.raw());
+    launch("fill", fill_all<T>, {blocks_for(count, kThreads * kFillPacks * kFillWidth<T>), kThreads},
+           stream(), destination.data<T>(), count, element, pack);
   };
   switch (destination.dtype()) {
     case DType::f32:

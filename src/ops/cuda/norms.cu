@@ -1,6 +1,7 @@
-#include "ops/cuda/column_sums.cuh"
+#include <algorithm>
+
 #include "ops/cuda/device_backend.h"
-#include "ops/cuda/produce.cuh"
+#include "ops/cuda/norm_rows.cuh"
 
 namespace quaver::cuda {
 namespace {
@@ -67,20 +68,6 @@ struct Normed {
   }
 };
 
-/// What backward reads.
-template <typename T>
-struct NormGradient {
-  Matrix<T> dy, x;
-  const float *gain, *mean, *rstd;  // mean: null for RMSNorm
-
-  /// dy and (x - mean) rstd of one element, for the gradients of bias and gain.
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&values)[2]) const {
-    const float d = dy(m, n);
-    values[0] = d * ((x(m, n) - (mean ? mean[m] : 0.0f)) * rstd[m]);
-    values[1] = d;
-  }
-};
-
 template <int N, typename T>
 __global__ void __launch_bounds__(kThreads)
     norm_backward(NormGradient<T> in, std::int64_t cols, bool accumulate, Matrix<T> dx) {
@@ -124,6 +111,26 @@ float* floats_of(const Tensor& tensor) {
   return tensor ? tensor.data<float>() : nullptr;
 }
 
+/// Threads of a block of norm_rows, one per pack of a row; 0 if they do not fit.
+std::int64_t threads_of_row(std::int64_t cols) {
+  const std::int64_t threads = blocks_for(cols, kPack * 32) * 32;
+  return threads <= kNormThreads ? threads : 0;
+}
+
+/// Rows of a block of norm_rows: enough blocks to even out, few enough that a block reads ahead.
+std::int64_t forward_rows(std::int64_t rows) {
+  constexpr std::int64_t kBlocks = 4096, kFewest = 2 * kNormRows, kMost = 64;
+  return std::clamp(blocks_for(blocks_for(rows, kBlocks), kNormRows) * kNormRows, kFewest, kMost);
+}
+/// Of norm_rows_backward: as many blocks as the 132 multiprocessors of an H100 run at once, with 80 registers per thread or,
+/// for LayerNorm, 104. The sums depend on it, so it is the same on other chips.
+std::int64_t backward_rows(std::int64_t rows, std::int64_t threads, bool centred) {
+  constexpr std::int64_t kMultiprocessors = 132;
+  const std::int64_t warps = centred ? 16 : 24;
+  const std::int64_t blocks = kMultiprocessors * std::max(std::int64_t{1}, warps / (threads / 32));
+  return blocks_for(blocks_for(rows, blocks), kNormRows) * kNormRows;
+}
+
 struct ForwardArguments {
   const char* name;
   const NormInput& input;
@@ -138,10 +145,27 @@ void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backe
   const Tensor rstd = norm.rstd ? norm.rstd : backend.allocate(DType::f32, {rows});
   const Tensor mean = norm.mean || !norm.centred ? norm.mean : backend.allocate(DType::f32, {rows});
   const bool pack = all_pack({x, norm.input.addend, norm.input.sum});
+  const std::int64_t threads = threads_of_row(cols);
+  const bool fits =
+      threads > 0 && rows > 0 && pack && on_pack(norm.gain.raw()) && on_pack(floats_of(norm.bias));
+  const bool in_one_pass = fits && !y.quantized.defined() && packs(y);
   with_real(x.dtype(), [&]<typename T>(T) {
-    const auto statistics = pack ? norm_statistics<kPack, T> : norm_statistics<1, T>;
-    launch(norm.name, statistics, {rows, kThreads}, stream, matrix_of<T>(x), matrix_of<T>(norm.input.addend),
-           matrix_of<T>(norm.input.sum), cols, epsilon, norm.centred, floats_of(mean), rstd.data<float>());
+    if (fits) {
+      const std::int64_t block_rows = forward_rows(rows);
+      launch(norm.name, norm.input.addend ? norm_rows<true, T> : norm_rows<false, T>,
+             {blocks_for(rows, block_rows), threads}, stream,
+             NormRows<T>{matrix_of<T>(x), matrix_of<T>(norm.input.addend), matrix_of<T>(norm.input.sum),
+                         norm.gain.data<float>(), floats_of(norm.bias), floats_of(mean), rstd.data<float>(),
+                         rows, cols},
+             epsilon, static_cast<int>(norm.centred), block_rows,
+             matrix_of<T>(in_one_pass ? y.values : Tensor()));
+      if (in_one_pass) return;
+    } else {
+      const auto statistics = pack ? norm_statistics<kPack, T> : norm_statistics<1, T>;
+      launch(norm.name, statistics, {rows, kThreads}, stream, matrix_of<T>(x),
+             matrix_of<T>(norm.input.addend), matrix_of<T>(norm.input.sum), cols, epsilon, norm.centred,
+             floats_of(mean), rstd.data<float>());
+    }
     produce<T, 1>(norm.name,
                   Normed<T>{matrix_of<T>(norm.input.normed()), norm.gain.data<float>(), floats_of(norm.bias),
                             floats_of(mean), rstd.data<float>()},
@@ -154,14 +178,33 @@ struct BackwardArguments {
   const Tensor &dy, &x, &gain, &mean, &rstd, &dx, &dgain, &dbias;
 };
 
+template <bool kCentred, typename T>
+void backward_of_rows(const BackwardArguments& norm, const NormGradient<T>& in, bool accumulate_dx,
+                      Backend& backend, Stream stream) {
+  constexpr int kSums = kCentred ? 2 : 1;
+  const std::int64_t rows = norm.x.rows(), cols = norm.x.cols(), threads = threads_of_row(cols);
+  const std::int64_t block_rows = backward_rows(rows, threads, kCentred),
+                     blocks = blocks_for(rows, block_rows);
+  const Tensor partials = backend.allocate(DType::f32, {kSums * blocks, cols});
+  launch(norm.name, norm_rows_backward<kCentred, T>, {blocks, threads}, stream, in, rows, cols, block_rows,
+         static_cast<int>(accumulate_dx), matrix_of<T>(norm.dx), partials.data<float>());
+  std::array<float*, kSums> sums{norm.dgain.data<float>()};
+  if constexpr (kCentred) sums[1] = norm.dbias.data<float>();
+  add_partial_sums<kSums>(norm.name, partials, blocks, cols, sums, stream);
+}
+
 void backward(const BackwardArguments& norm, bool accumulate_dx, Backend& backend, Stream stream) {
   const std::int64_t rows = norm.x.rows(), cols = norm.x.cols();
-  // RMSNorm has no bias; its sums of dy go nowhere.
-  const Tensor dbias = norm.dbias ? norm.dbias : backend.allocate(DType::f32, {cols});
+  const bool pack = all_pack({norm.dy, norm.x, norm.dx});
+  const bool fits = pack && rows > 0 && threads_of_row(cols) > 0 && on_pack(norm.gain.raw());
   with_real(norm.x.dtype(), [&]<typename T>(T) {
     const NormGradient<T> in{matrix_of<T>(norm.dy), matrix_of<T>(norm.x), norm.gain.data<float>(),
                              floats_of(norm.mean), norm.rstd.data<float>()};
-    const auto kernel = all_pack({norm.dy, norm.x, norm.dx}) ? norm_backward<kPack, T> : norm_backward<1, T>;
+    if (fits && norm.mean) return backward_of_rows<true>(norm, in, accumulate_dx, backend, stream);
+    if (fits) return backward_of_rows<false>(norm, in, accumulate_dx, backend, stream);
+    // RMSNorm has no bias; its sums of dy go nowhere.
+    const Tensor dbias = norm.dbias ? norm.dbias : backend.allocate(DType::f32, {cols});
+    const auto kernel = pack ? norm_backward<kPack, T> : norm_backward<1, T>;
     launch(norm.name, kernel, {rows, kThreads}, stream, in, cols, accumulate_dx, matrix_of<T>(norm.dx));
     add_column_sums<2>(norm.name, in, rows, cols, {norm.dgain.data<float>(), dbias.data<float>()}, backend,
                        stream);

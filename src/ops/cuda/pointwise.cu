@@ -85,40 +85,50 @@ struct CurveBackward {
   }
 };
 
-/// curve(g) o with one gate for `width` columns of o.
+/// curve(g) o with one gate for `width` columns of o, a multiple of N.
 template <typename T>
 struct HeadGate {
-  static constexpr int kOperands = 2;
+  static constexpr int kOperands = 1;  // there are few gates
   Curve curve;
   Matrix<T> g, o;
   std::int64_t width;
   template <int N>
   __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
-    float y[N];
-    o.load(m, n, y);
+    o.load(m, n, result[0]);
+    const float gate = evaluate(curve, g(m, static_cast<unsigned>(n) / static_cast<unsigned>(width))).value;
 #pragma unroll
-    for (int i = 0; i < N; ++i) result[0][i] = y[i] * evaluate(curve, g(m, (n + i) / width)).value;
+    for (int i = 0; i < N; ++i) result[0][i] *= gate;
   }
 };
 
-constexpr int kHeadsPerBlock = 8;
+constexpr int kGateThreads = 256;
 
-/// One warp per row and head.
-template <typename T>
-__global__ void head_gate_backward(Curve curve, Matrix<T> dy, Matrix<T> o, Matrix<T> g, Matrix<T> d_o,
-                                   Matrix<T> dg, std::int64_t rows, std::int64_t heads, std::int64_t width) {
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kHeadsPerBlock + threadIdx.x / 32;
-  if (index >= rows * heads) return;
-  const std::int64_t m = index / heads, head = index % heads;
+/// `lanes` lanes, a power of two, take a head of a row in packs of N.
+template <int N, typename T>
+__global__ void __launch_bounds__(kGateThreads)
+    head_gate_backward(Curve curve, Matrix<T> dy, Matrix<T> o, Matrix<T> g, Matrix<T> d_o, Matrix<T> dg,
+                       std::int64_t rows, std::int64_t heads, std::int64_t width, std::int64_t lanes) {
+  const int groups = kGateThreads / static_cast<int>(lanes), thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % static_cast<int>(lanes);
+  const std::int64_t index =
+      static_cast<std::int64_t>(blockIdx.x) * groups + thread / static_cast<int>(lanes);
+  const bool inside = index < rows * heads;  // the others help to reduce
+  const std::int64_t m = inside ? quotient(index, heads) : 0, head = inside ? index - m * heads : 0;
   const ValueAndSlope at = evaluate(curve, g(m, head));
   float sum = 0;
-  for (std::int64_t n = head * width + threadIdx.x % 32; n < (head + 1) * width; n += 32) {
-    const float d = dy(m, n);
-    sum += d * o(m, n) * at.slope;
-    *d_o.address(m, n) = round_as<T>(d * at.value);
+  for (std::int64_t n = lane * N; inside && n < width; n += lanes * N) {
+    float d[N], values[N];
+    dy.load(m, head * width + n, d);
+    o.load(m, head * width + n, values);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      sum += d[i] * values[i] * at.slope;
+      d[i] *= at.value;
+    }
+    d_o.store(m, head * width + n, d);
   }
-  sum = warp_reduce(sum, Add{});
-  if (threadIdx.x % 32 == 0) *dg.address(m, head) = round_as<T>(sum);
+  sum = group_reduce(sum, static_cast<int>(lanes), Add{});
+  if (inside && lane == 0) *dg.address(m, head) = round_as<T>(sum);
 }
 
 }  // namespace
@@ -169,8 +179,9 @@ void DeviceBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, 
       return produce<T, 1>("gate", Gated<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o)}, {y}, o.rows(),
                            o.cols(), all_pack({o, g}), stream());
     }
-    produce<T, 1>("gate", HeadGate<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o), o.cols() / g.cols()},
-                  {y}, o.rows(), o.cols(), packs(o), stream());
+    const std::int64_t width = o.cols() / g.cols();
+    produce<T, 1>("gate", HeadGate<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o), width}, {y}, o.rows(),
+                  o.cols(), packs(o) && width % kPack == 0, stream());
   });
 }
 
@@ -184,10 +195,13 @@ void DeviceBackend::gate_backward(GateActivation kind, const Tensor& dy, const T
           GatedBackward<T>{curve_of(kind), matrix_of<T>(dy), matrix_of<T>(g), matrix_of<T>(o)},
           {Output{dg, {}, {}}, Output{d_o, {}, {}}}, o.rows(), o.cols(), all_pack({dy, o, g}), stream());
     }
-    launch("gate_backward", head_gate_backward<T>,
-           {blocks_for(g.rows() * g.cols(), kHeadsPerBlock), 32 * kHeadsPerBlock}, stream(), curve_of(kind),
+    const std::int64_t heads = g.cols(), width = o.cols() / heads;
+    const bool pack = width % kPack == 0 && all_pack({dy, o, d_o});
+    const int lanes = lanes_for(pack ? width / kPack : width);
+    launch("gate_backward", pack ? head_gate_backward<kPack, T> : head_gate_backward<1, T>,
+           {blocks_for(g.rows() * heads, kGateThreads / lanes), kGateThreads}, stream(), curve_of(kind),
            matrix_of<T>(dy), matrix_of<T>(o), matrix_of<T>(g), matrix_of<T>(d_o), matrix_of<T>(dg), g.rows(),
-           g.cols(), o.cols() / g.cols());
+           heads, width, lanes);
   });
 }
 

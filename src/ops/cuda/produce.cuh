@@ -283,10 +283,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const std::int64_t per_row = (cols + kPack - 1) / kPack;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (index >= rows * per_row) return;
-  // Divisions of 32 bits take a fraction of the time.
-  const bool small = rows * per_row <= 0xFFFFFFFFll;
-  const std::int64_t m =
-      small ? static_cast<unsigned>(index) / static_cast<unsigned>(per_row) : index / per_row;
+  const std::int64_t m = quotient(index, per_row);
   const std::int64_t first = (index - m * per_row) * kPack;
   for (std::int64_t n = first; n < min(cols, first + kPack); n += N) {
     float results[kOutputs][N];

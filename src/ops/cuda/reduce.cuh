@@ -28,6 +28,22 @@ __device__ T warp_reduce(T value, const Combine& combine) {
   return value;
 }
 
+/// Over groups of `lanes` lanes, a power of two; every lane gets its group's result. By all lanes of a warp.
+template <typename T, typename Combine>
+__device__ T group_reduce(T value, int lanes, const Combine& combine) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
+/// The lanes of a group that takes `packs` packs, one each if there are no more than a warp's.
+constexpr int lanes_for(std::int64_t packs) {
+  int lanes = 1;
+  while (lanes < 32 && lanes < packs) lanes *= 2;
+  return lanes;
+}
+
 /// Over a block of kThreads (a multiple of 32, a one-dimensional block); every thread gets the result. Called
 /// by all threads of the block.
 template <int kThreads, typename T, typename Combine>

@@ -1,0 +1,21 @@
+/// The chip's exponential.
+#pragma once
+
+#include "ops/cuda/launch.h"
+
+namespace quaver::cuda {
+
+constexpr float kLog2E = 1.44269504f;
+
+/// 2^x within 2 units of the last place; results that would be denormal are 0.
+__device__ inline float power_of_two(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+}  // namespace quaver::cuda

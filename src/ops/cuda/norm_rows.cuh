@@ -1,0 +1,252 @@
+/// Norms of rows that a block of threads holds in registers, so that every element is read once: thread i takes pack i of
+/// kNormRows rows at a time, and all blocks together have enough on its way.
+#pragma once
+
+#include "ops/cuda/column_sums.cuh"
+#include "ops/cuda/produce.cuh"
+
+namespace quaver::cuda {
+
+constexpr int kNormRows = 4;  ///< rows at a time
+constexpr int kNormThreads =
+    384;  ///< at most: 3072 columns, and 80 registers for each of two blocks' threads
+
+/// What backward reads.
+template <typename T>
+struct NormGradient {
+  Matrix<T> dy, x;
+  const float *gain, *mean, *rstd;  // mean: null for RMSNorm
+
+  /// dy and (x - mean) rstd of one element, for the gradients of bias and gain.
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&values)[2]) const {
+    const float d = dy(m, n);
+    values[0] = d * ((x(m, n) - (mean ? mean[m] : 0.0f)) * rstd[m]);
+    values[1] = d;
+  }
+};
+
+/// The compiler takes the pack for changed: it does not keep in further registers what it made of it before.
+template <typename T>
+__device__ void forget_value([[maybe_unused]] Pack<T, kPack>& pack) {
+#ifdef __CUDACC__
+  for (auto& word : reinterpret_cast<unsigned(&)[sizeof(pack) / 4]>(pack)) asm volatile("" : "+r"(word));
+#endif
+}
+
+/// Sums of kValues numbers (a power of two, at most 8) over the block at once: lane i of every warp gets the total of
+/// number i % kValues. Called by all threads of the block; the buffers take turns, so that one barrier suffices.
+template <int kValues>
+struct BlockSums {
+  float of_warp[2][kNormThreads / 32][kValues];
+};
+template <int kValues>
+__device__ float sum_over_block(float (&values)[kValues], BlockSums<kValues>& sums, int& turn) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  // Lanes at a distance exchange halves of the numbers: afterwards each has half as many.
+  int distance = 16;
+#pragma unroll
+  for (int left = kValues / 2; left > 0; left /= 2, distance /= 2) {
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float sent = upper ? values[2 * i] : values[2 * i + 1];
+      const float kept = upper ? values[2 * i + 1] : values[2 * i];
+      values[i] = kept + __shfl_xor_sync(kAllLanes, sent, distance);
+    }
+  }
+  float total = values[0];
+#pragma unroll
+  for (int rest = 16 / kValues; rest > 0; rest /= 2) total += __shfl_xor_sync(kAllLanes, total, rest);
+  int number = 0;  // which number this lane has
+#pragma unroll
+  for (int bit = 1, of_lane = 16; bit < kValues; bit *= 2, of_lane /= 2) number |= (lane & of_lane) ? bit : 0;
+  turn = 1 - turn;
+  auto& buffer = sums.of_warp[turn];
+  if (lane % (32 / kValues) == 0) buffer[warp][number] = total;
+  __syncthreads();
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  total = buffer[0][lane % kValues];
+  for (int other = 1; other < warps; ++other) total += buffer[other][lane % kValues];
+  return total;
+}
+
+template <typename T>
+__device__ Pack<T, kPack> rounded_sum(const Pack<T, kPack>& a, const Pack<T, kPack>& b) {
+  Pack<T, kPack> sum;
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) sum.at[i] = round_as<T>(as_float(a.at[i]) + as_float(b.at[i]));
+  return sum;
+}
+
+/// What forward reads and writes beside its result; bias and mean: null for RMSNorm; addend and sum as in NormInput.
+template <typename T>
+struct NormRows {
+  Matrix<T> x, addend, sum;
+  const float *gain, *bias;
+  float *mean, *rstd;
+  std::int64_t rows, cols;
+};
+
+/// A block takes `block_rows` rows, a multiple of kNormRows. kAdds: the sum of x and the addend is stored and normalised.
+/// y may be absent: then only the statistics (and the sum) are written.
+template <bool kAdds, typename T>
+__global__ void __launch_bounds__(kNormThreads, 2)
+    norm_rows(NormRows<T> in, float epsilon, int centred, std::int64_t block_rows, Matrix<T> y) {
+  __shared__ BlockSums<kNormRows> sums;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * kPack;
+  const std::int64_t begin = blockIdx.x * block_rows, end = min(in.rows, begin + block_rows);
+  const bool inside = n < in.cols;
+  const float width = static_cast<float>(in.cols);
+  const auto load = [&](const Matrix<T>& from, std::int64_t row, Pack<T, kPack>(&packs)[kNormRows]) {
+    if (!inside) return;
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) packs[r] = from.template pack<kPack>(min(row + r, in.rows - 1), n);
+  };
+  Pack<T, kPack> next[kNormRows] = {};
+  if (!kAdds) load(in.x, begin, next);
+  int turn = 0;
+  for (std::int64_t row = begin; row < end; row += kNormRows) {
+    Pack<T, kPack> x[kNormRows] = {};
+    if constexpr (kAdds) {
+      Pack<T, kPack> addend[kNormRows] = {};
+      load(in.x, row, x);
+      load(in.addend, row, addend);
+#pragma unroll
+      for (int r = 0; r < kNormRows; ++r) {
+        x[r] = rounded_sum(x[r], addend[r]);
+        if (inside && row + r < in.rows) in.sum.store(row + r, n, x[r]);
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < kNormRows; ++r) x[r] = next[r];
+      if (row + kNormRows < end) load(in.x, row + kNormRows, next);  // on its way while these are worked on
+    }
+
+    // Lane r % kNormRows has what concerns row r.
+    const auto mean_of = [&](const auto& add_term) {
+      float totals[kNormRows] = {};
+#pragma unroll
+      for (int r = 0; r < kNormRows; ++r) {
+        float values[kPack];
+        widen(x[r], values);
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) totals[r] = add_term(totals[r], values[i], r);
+        forget_value(x[r]);
+      }
+      return sum_over_block(totals, sums, turn) / width;
+    };
+    float mean = 0, centres[kNormRows];
+    if (centred) mean = mean_of([](float sum, float value, int) { return sum + value; });
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) centres[r] = __shfl_sync(kAllLanes, mean, r);
+    const float variance = mean_of([&](float sum, float value, int r) {
+      value = inside ? value - centres[r] : 0.0f;
+      return fmaf(value, value, sum);
+    });
+    const float rstd = 1.0f / sqrtf(variance + epsilon);
+    if (threadIdx.x < kNormRows && row + lane < in.rows) {
+      in.rstd[row + lane] = rstd;
+      if (centred) in.mean[row + lane] = mean;
+    }
+    if (!y.data) continue;
+
+    float gain[kPack] = {},
+          bias[kPack] = {};  // read again each time: registers are short, and caches hold them
+    if (inside) Matrix<const float>{in.gain}.load(0, n, gain);
+    if (inside && in.bias) Matrix<const float>{in.bias}.load(0, n, bias);
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) {
+      const float factor = __shfl_sync(kAllLanes, rstd, r);
+      float values[kPack];
+      widen(x[r], values);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        const float scaled = (values[i] - centres[r]) * factor * gain[i];
+        values[i] = in.bias ? scaled + bias[i] : scaled;
+      }
+      if (inside && row + r < in.rows) y.store(row + r, n, values);
+    }
+  }
+}
+
+/// Every block leaves the sums over its `block_rows` rows, a multiple of kNormRows, of dy xhat and, if kCentred, of dy in
+/// its rows of partials.
+template <bool kCentred, typename T>
+__global__ void __launch_bounds__(kNormThreads)
+    norm_rows_backward(NormGradient<T> in, std::int64_t rows, std::int64_t cols, std::int64_t block_rows,
+                       int accumulate, Matrix<T> dx, float* partials) {
+  constexpr int kSums = kCentred ? 2 : 1;
+  __shared__ BlockSums<kSums * kNormRows> sums;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * kPack;
+  const std::int64_t begin = blockIdx.x * block_rows, end = min(rows, begin + block_rows);
+  const bool inside = n < cols;
+  const float width = static_cast<float>(cols);
+  float gain[kPack] = {}, of_columns[kSums][kPack] = {};
+  if (inside) Matrix<const float>{in.gain}.load(0, n, gain);
+  int turn = 0;
+  for (std::int64_t row = begin; row < end; row += kNormRows) {
+    Pack<T, kPack> x[kNormRows] = {}, dy[kNormRows] = {};
+    const std::int64_t of_lane = min(row + lane % kNormRows, rows - 1);
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) {
+      if (!inside || row + r >= rows) continue;  // a row that is absent has no gradient
+      x[r] = in.x.template pack<kPack>(row + r, n);
+      dy[r] = in.dy.template pack<kPack>(row + r, n);
+    }
+    const float rstds = in.rstd[of_lane], means = kCentred ? in.mean[of_lane] : 0.0f;
+    // xhat and the gradient of xhat of row r
+    const auto read = [&](int r, float(&xhat)[kPack], float(&d)[kPack]) {
+      const float factor = __shfl_sync(kAllLanes, rstds, r);
+      const float centre = kCentred ? __shfl_sync(kAllLanes, means, r) : 0.0f;
+      widen(x[r], xhat);
+      widen(dy[r], d);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) xhat[i] = kCentred ? (xhat[i] - centre) * factor : xhat[i] * factor;
+    };
+    float totals[kSums * kNormRows] = {};
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) {
+      float xhat[kPack], d[kPack];
+      read(r, xhat, d);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        of_columns[0][i] += d[i] * xhat[i];
+        totals[r] += d[i] * gain[i] * xhat[i];
+        if constexpr (kCentred) {
+          of_columns[1][i] += d[i];
+          totals[kNormRows + r] += d[i] * gain[i];
+        }
+      }
+    }
+    const float averages = sum_over_block(totals, sums, turn) / width;
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) {
+      forget_value(x[r]);
+      forget_value(dy[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < kNormRows; ++r) {
+      float xhat[kPack], d[kPack], old[kPack];
+      read(r, xhat, d);
+      const float factor = __shfl_sync(kAllLanes, rstds, r), product = __shfl_sync(kAllLanes, averages, r);
+      const float gradient = kCentred ? __shfl_sync(kAllLanes, averages, kNormRows + r) : 0.0f;
+      if (!inside || row + r >= rows) continue;
+      if (accumulate) dx.load(row + r, n, old);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        const float value = factor * (d[i] * gain[i] - product * xhat[i] - gradient);
+        d[i] = accumulate ? old[i] + value : value;
+      }
+      dx.store(row + r, n, d);
+    }
+  }
+  if (!inside) return;
+#pragma unroll
+  for (int s = 0; s < kSums; ++s) {
+    Matrix<float>{partials, cols}.store(static_cast<std::int64_t>(blockIdx.x) * kSums + s, n, of_columns[s]);
+  }
+}
+
+}  // namespace quaver::cuda
