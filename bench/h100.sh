@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
 # Everything that docs/results/h100.md reports, measured on one GPU: correctness first, then times.
 #
-# usage: bench/h100.sh [--build DIR] [--out DIR] [--text DIR] [--python PYTHON] [PART...]
+# usage: bench/h100.sh [--build DIR] [--out DIR] [--text DIR] [--python PYTHON] [--limit SECONDS] [PART...]
 #
 #   --build    where the programs are: a build folder of the preset `cuda`, or a folder that holds quaver, ops_tests, nn_tests and
 #              train_tests side by side (default: build/cuda)
 #   --out      where logs go (default: h100-results)
 #   --text     text for the part `losses` (default: /usr/include)
 #   --python   a Python with PyTorch for the part `pytorch` (default: python3)
+#   --limit    seconds for all parts together: later ones get what is left, or are passed over (default: none)
 #   PART       tests sanitizer kernels gemm small steps crossover memory pytorch losses profile; default: all of these in this order
 #
-# Every part ends after a bounded time, whatever happens, and leaves its log in the folder; the exit status is the number of parts
+# DIR/report.md collects what the parts printed. Every part ends after a bounded time, whatever happens, and leaves its log in the folder; the exit status is the number of parts
 # that failed. CUDA's libraries are looked for beside nvcc and in PyTorch's packages if the loader does not find them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-build=build/cuda out=h100-results text=/usr/include python=python3 parts=()
+build=build/cuda out=h100-results text=/usr/include python=python3 limit=1000000 parts=()
 while [ $# -gt 0 ]; do
   case $1 in
     --build) build=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
     --text) text=$2; shift 2 ;;
     --python) python=$2; shift 2 ;;
+    --limit) limit=$2; shift 2 ;;
     -*) echo "h100.sh: unknown option $1" >&2; exit 2 ;;
     *) parts+=("$1"); shift ;;
   esac
@@ -49,6 +51,13 @@ failures=0
 part() {
   local name=$1 seconds=$2
   shift 2
+  local left=$((limit - SECONDS))
+  [ "$left" -lt "$seconds" ] && seconds=$left
+  if [ "$seconds" -lt 5 ]; then
+    echo "== $name: passed over, no time is left: $*" | tee -a "$out/$name.log"
+    failures=$((failures + 1))
+    return
+  fi
   echo "== $name: $*"
   timeout "$seconds" "$@" 2>&1 | tee -a "$out/$name.log"
   local status=${PIPESTATUS[0]}
@@ -104,14 +113,17 @@ for name in "${parts[@]}"; do
       done
       ;;
     pytorch)
-      part pytorch 240 "$python" bench/pytorch_step.py --quaver "$quaver" --config configs/gated-1b.toml --micro-batch 12 --context 2048 \
-        --rounds 2 --device cuda
+      part pytorch 170 "$python" bench/pytorch_step.py --quaver "$quaver" --config configs/gated-1b.toml --micro-batch 12 --context 2048 \
+        --rounds 2 --variants compiled --device cuda
       ;;
     losses)
       for precision in fp8 bf16; do
         rm -rf "$out/nano-$precision"
         part losses 120 "$quaver" train configs/nano.toml "$cuda" "data.path=$text" "precision=$precision" train.steps=500 \
           "run.dir=$out/nano-$precision"
+        rm -rf "$out/124m-$precision"
+        part losses 90 "$quaver" train configs/gated-124m.toml "$cuda" "data.path=$text" "precision=$precision" train.steps=500 \
+          model.context=512 train.batch=8 train.accumulation=1 train.eval_every=250 train.eval_batches=10 "run.dir=$out/124m-$precision"
       done
       ;;
     profile)
@@ -121,5 +133,14 @@ for name in "${parts[@]}"; do
     *) echo "h100.sh: unknown part $name" >&2; failures=$((failures + 1)) ;;
   esac
 done
+{
+  echo "# Measured $(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+  nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null
+  for name in "${parts[@]}"; do
+    printf '\n## %s\n\n' "$name"
+    # Tables as they are, anything else as it was printed.
+    if grep -q '^|' "$out/$name.log"; then grep '^|' "$out/$name.log"; else sed 's/^/    /' "$out/$name.log"; fi
+  done
+} > "$out/report.md"
 echo "== $failures failed"
 exit "$failures"

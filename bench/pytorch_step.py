@@ -1,10 +1,12 @@
 """Whole training steps: Quaver beside PyTorch (BF16 autocast), the same model, in alternation.
 
 usage: pytorch_step.py --quaver PROGRAM --config RUN.toml [--micro-batch B] [--context T] [--rounds N] [--threads N] [--device cpu|cuda]
+       [--variants eager,compiled]
 
 The model is written with torch.nn and scaled_dot_product_attention (softmax written out where PyTorch is older than 2.0),
 AdamW (fused on a GPU), clipping, cross entropy; eager, and compiled where torch.compile exists. Each round runs `quaver bench step` and
-each PyTorch variant as a process of its own, one after the other. Prints medians of tokens per second and the ratios.
+each PyTorch variant as a process of its own, one after the other; what is compiled was compiled, and cached, before the first round. Prints
+every measurement as it is made, then medians of tokens per second and the ratios.
 Needs a Python (3.11 or later) with PyTorch; says so and ends with status 2 when there is none.
 """
 
@@ -136,6 +138,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--variants", default="eager,compiled", help="of PyTorch; separated by commas")
     parser.add_argument("--child", choices=["eager", "compiled"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = tomllib.loads(arguments.config.read_text())
@@ -150,13 +153,17 @@ def main():
     except ImportError:
         print(f"pytorch_step: {sys.executable} has no PyTorch: nothing to compare with", file=sys.stderr)
         return 2
-    variants = ["eager"] + (["compiled"] if hasattr(torch, "compile") else [])
+    variants = [name for name in arguments.variants.split(",") if name == "eager" or hasattr(torch, "compile")]
+    if "compiled" in variants:
+        child(arguments, "compiled", config, batch, length)
+        print("compiled", flush=True)
     rates = {}
     for _ in range(arguments.rounds):
         measured = quaver(arguments, batch, length)
         measured |= {f"pytorch {name}": child(arguments, name, config, batch, length) for name in variants}
         for name, rate in measured.items():
             rates.setdefault(name, []).append(rate)
+            print(f"{name:17} {rate:8.0f} tokens/s", flush=True)
     print(f"PyTorch {torch.__version__}, {arguments.device}, {arguments.threads} threads, micro-batch {batch} x {length}, {arguments.rounds} rounds")
     best = max(statistics.median(rates[f"pytorch {name}"]) for name in variants)
     for name, values in rates.items():

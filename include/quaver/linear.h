@@ -162,6 +162,7 @@ class Linear : public Module {
   /// The policies of all modules that read this one's input, itself included; one list for all of them.
   std::shared_ptr<std::vector<std::shared_ptr<const GemmPolicies>>> input_readers_;
   Fp8State fp8_;
+  Recipes described_;  ///< whose descriptions stand in fp8_.gemms: they are made once, not for every product
   WeightCopy<QuantizedTensor> fp8_weight_;
   WeightCopy<Tensor> real_weight_;
   CastCache cast_weights_;  ///< of recipes other than delayed scaling, at cast_weights_version_

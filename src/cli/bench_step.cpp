@@ -36,7 +36,7 @@ void print_text(const StepBenchmark& result) {
   fmt::print("{} | micro-batch {} x {} | medians of {} steps each, in alternation\n", result.backend,
              result.micro_batch, result.length, result.steps);
   if (has_peak) fmt::print("BF16 peak  {} FLOP/s, measured\n", with_prefix(result.bf16_peak));
-  for (const MeasuredLinears& measured : result.measured) fmt::print("{}\n", describe(measured));
+  for (const std::string& line : describe(result.measured)) fmt::print("{}\n", line);
   const auto print_speed = [&](const char* name, const StepSpeed& speed) {
     fmt::print("{:<9}  {} tokens/s  {:.1f} ms{}\n", name, with_prefix(speed.tokens_per_second),
                speed.seconds * 1e3, has_peak ? fmt::format("  MFU {:.1f}%", 100 * speed.mfu) : "");

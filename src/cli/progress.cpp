@@ -74,7 +74,7 @@ void Progress::started(const RunStart& start) {
                    with_prefix(static_cast<double>(start.train_tokens)),
                    with_prefix(static_cast<double>(start.validation_tokens))),
        true);
-  for (const MeasuredLinears& measured : start.measured) show(describe(measured), true);
+  for (const std::string& line : describe(start.measured)) show(line, true);
   show_origin(start);
 }
 

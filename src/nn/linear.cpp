@@ -396,7 +396,12 @@ void Linear::record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, con
   known.a = a.dtype();
   known.b = b.dtype();
   known.out = out.dtype();
-  known.recipe = recipes[index] ? describe(*recipes[index]) : "";
+  if (!recipes[index]) {
+    known.recipe.clear();
+  } else if (known.recipe.empty() || described_[index] != recipes[index]) {
+    known.recipe = describe(*recipes[index]);
+  }
+  described_[index] = recipes[index];
   ++(is_quantized(known.a) || is_quantized(known.b) ? known.fp8_runs : known.other_runs);
 }
 

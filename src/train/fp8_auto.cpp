@@ -135,4 +135,11 @@ std::string describe(const MeasuredLinears& measured) {
                             milliseconds(measured.times.total({})));
 }
 
+std::vector<std::string> describe(const Fp8AutoReport& report) {
+  std::vector<std::string> lines;
+  for (const MeasuredLinears& measured : report.linears) lines.push_back(describe(measured));
+  if (report.steps) lines.push_back(describe(*report.steps));
+  return lines;
+}
+
 }  // namespace quaver

@@ -4,11 +4,13 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "quaver/backend.h"
 #include "quaver/module.h"
+#include "train/fp8_auto_steps.h"
 #include "train/run_config.h"
 
 namespace quaver {
@@ -49,7 +51,15 @@ std::vector<MeasuredLinears> measure_linears(Backend& backend, Module& model, co
 std::vector<Fp8Override> overrides_of(const std::vector<MeasuredLinears>& measured,
                                       const std::vector<std::string>& all);
 
-/// One line per entry, for people.
+/// For people.
 std::string describe(const MeasuredLinears& measured);
+
+/// All that fp8.auto measured.
+struct Fp8AutoReport {
+  std::vector<MeasuredLinears> linears;  ///< empty without fp8.auto
+  std::optional<StepTimes> steps;        ///< on devices that work beside the host
+};
+/// Lines for people.
+std::vector<std::string> describe(const Fp8AutoReport& report);
 
 }  // namespace quaver

@@ -11,8 +11,10 @@
 namespace quaver {
 namespace {
 
+/// The run with steps of one micro-batch: fp8.auto, too, chooses for those.
 RunConfig with_precision(RunConfig config, Precision precision) {
   config.precision = precision;
+  config.train.accumulation = 1;
   return config;
 }
 

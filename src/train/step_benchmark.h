@@ -24,10 +24,10 @@ struct StepBenchmark {
   double flops_per_token = 0;
   double bf16_peak = 0;  ///< floating-point operations per second, median; 0 where none was measured
   StepSpeed fp8, bf16;
-  double ratio = 0;                       ///< FP8 over BF16 speed: median over pairs of neighbouring steps
-  std::vector<MeasuredLinears> measured;  ///< by fp8.auto, for the FP8 steps
-  RepeatUse repeats;  ///< of the micro-batches of both precisions, those that warmed up included
-  MemoryUse arena;    ///< of both models together
+  double ratio = 0;        ///< FP8 over BF16 speed: median over pairs of neighbouring steps
+  Fp8AutoReport measured;  ///< by fp8.auto, for the FP8 steps
+  RepeatUse repeats;       ///< of the micro-batches of both precisions, those that warmed up included
+  MemoryUse arena;         ///< of both models together
 };
 
 /// Measures floating-point operations per second; called before every pair of steps. May be empty.

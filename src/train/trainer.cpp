@@ -36,15 +36,15 @@ LossSum count_targets(std::span<const HostBatch> batches) {
 
 Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
     : config_(config),
-      model_(std::move(backend), config.model, config.train.seed),
+      model_(backend, config.model, config.train.seed),
       context_(model_.backend(), activation_dtype(config.precision)),
       recipe_(run_recipe(config)),
       optimizer_(model_.backend(), model_, optimizer_options(config.train)) {
   apply_fp8_policy(model_, config.fp8, config.model.layers);
-  if (config.fp8.measured) resolve_fp8_auto();
+  if (config.fp8.measured) resolve_fp8_auto(backend);
 }
 
-void Trainer::resolve_fp8_auto() {
+void Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& backend) {
   config_.fp8.measured = false;
   if (!recipe_) return;
   const bool all_delayed =
@@ -53,12 +53,18 @@ void Trainer::resolve_fp8_auto() {
   require(is_delayed(*recipe_) && all_delayed,
           "fp8.auto: times delayed scaling alone; found fp8.recipe = \"{}\"{}. Hint: fp8.auto = false",
           config_.fp8.recipe, all_delayed ? "" : " and an [[fp8.override]] with another recipe");
-  measured_ = measure_linears(backend(), model_, *recipe_, config_.train.batch * config_.model.context,
-                              config_.train.accumulation);
+  measured_.linears = measure_linears(*backend, model_, *recipe_, config_.train.batch * config_.model.context,
+                                      config_.train.accumulation);
   std::vector<std::string> names;
   for (const NamedLinear& linear : linears_of(model_)) names.push_back(linear.name);
+  std::vector<Fp8Override> found = overrides_of(measured_.linears, names);
+  if (backend->device() != Device::host) {
+    measured_.steps = time_steps(backend, config_, found);
+    const StepChoice choice = fastest_step(*measured_.steps);
+    if (choice == StepChoice::fp8) found.clear();
+    if (choice == StepChoice::bf16) found = bf16_everywhere(describe(*measured_.steps));
+  }
   // Before the run file's own, which win.
-  const std::vector<Fp8Override> found = overrides_of(measured_, names);
   config_.fp8.overrides.insert(config_.fp8.overrides.begin(), found.begin(), found.end());
   apply_fp8_policy(model_, config_.fp8, config_.model.layers);
 }

@@ -46,7 +46,7 @@ class Trainer {
   /// The configuration with fp8.auto resolved: the products that it took out of FP8 are overrides.
   const RunConfig& config() const { return config_; }
   /// What fp8.auto measured; empty without it.
-  const std::vector<MeasuredLinears>& measured() const { return measured_; }
+  const Fp8AutoReport& measured() const { return measured_; }
   LanguageModel& model() { return model_; }
   AdamW& optimizer() { return optimizer_; }
   Backend& backend() { return model_.backend(); }
@@ -54,7 +54,7 @@ class Trainer {
   std::int64_t steps() const { return optimizer_.steps(); }
 
  private:
-  void resolve_fp8_auto();
+  void resolve_fp8_auto(const std::shared_ptr<Backend>& backend);
   LossSum accumulate(std::span<const HostBatch> micro_batches);
   [[noreturn]] void fail_non_finite(const std::string& what) const;
 
@@ -63,7 +63,7 @@ class Trainer {
   Context context_;
   std::optional<Recipe> recipe_;
   AdamW optimizer_;
-  std::vector<MeasuredLinears> measured_;
+  Fp8AutoReport measured_;
 };
 
 }  // namespace quaver

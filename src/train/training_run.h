@@ -20,7 +20,7 @@ struct RunStart {
   std::string backend;  ///< Backend::describe()
   std::int64_t parameters = 0, train_tokens = 0, validation_tokens = 0;
   double flops_per_token = 0;
-  std::vector<MeasuredLinears> measured;   ///< by fp8.auto
+  Fp8AutoReport measured;                  ///< by fp8.auto
   std::string checkpoint;                  ///< where the run goes on; empty: it begins
   std::int64_t step = 0;                   ///< steps taken before
   std::vector<DamagedCheckpoint> damaged;  ///< checkpoints that did not verify and were passed over

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <vector>
 
@@ -129,22 +130,27 @@ TEST_F(WorkQueueTest, TheOldestOfTooManyRecordingsIsForgotten) {
 
 TEST_F(WorkQueueTest, ALongRunIsCutIntoListsThatStartMeanwhile) {
   WorkQueue cut(
-      nullptr, [this](const std::vector<Work>& list) { return record(list); }, 2);
-  const auto add_to_cut = [&](int number) {
-    cut.add(
-        "number", [this, number] { started.push_back(number); }, number);
-  };
-  for (int round = 0; round < 3; ++round) {
+      nullptr, [this](const std::vector<Work>& list) { return record(list); }, 1, 3);
+  // Lists of 1, 2, 3 and 3 works, and what is left.
+  const auto run_to = [&](int last) {
     started.clear();
     cut.run([&] {
-      add_to_cut(1);
-      EXPECT_TRUE(started.empty());
-      add_to_cut(2);
-      EXPECT_FALSE(started.empty()) << "a list is whole";
-      add_to_cut(round == 2 ? 9 : 3);
+      for (int number = 1; number <= last; ++number) {
+        cut.add(
+            "number", [this, number] { started.push_back(number); }, number);
+        const std::size_t whole = number < 3 ? 1 : number < 6 ? 3 : number < 9 ? 6 : 9;
+        EXPECT_EQ(std::count_if(started.begin(), started.end(), [](int n) { return n > 0; }),
+                  static_cast<std::ptrdiff_t>(whole))
+            << "after " << number;
+      }
     });
-  }
-  EXPECT_EQ(started, (Numbers{-1, 1, 2, 9})) << "the first list is replayed, the other is new";
+    return started;
+  };
+  run_to(10);
+  EXPECT_EQ(run_to(10), (Numbers{-1, 1, -1, 2, 3, -1, 4, 5, 6, -1, 7, 8, 9, -1, 10}));
+  EXPECT_EQ(run_to(9), (Numbers{-1, 1, -1, 2, 3, -1, 4, 5, 6, -1, 7, 8, 9})) << "every run begins anew";
+  EXPECT_EQ(run_to(11), (Numbers{-1, 1, -1, 2, 3, -1, 4, 5, 6, -1, 7, 8, 9, 10, 11}))
+      << "the last list is a new one";
 }
 
 }  // namespace

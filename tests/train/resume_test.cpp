@@ -359,7 +359,7 @@ TEST_F(ResumeTest, TheChoiceOfFp8AutoIsKept) {
   Listener second;
   train(second);
   EXPECT_EQ(second.start.step, 2);
-  EXPECT_TRUE(second.start.measured.empty());
+  EXPECT_TRUE(second.start.measured.linears.empty());
   EXPECT_EQ(load_run_config(config_path(config.run.dir)).fp8, chosen.fp8);
 }
 

@@ -22,6 +22,7 @@ void WorkQueue::stop_listing(const std::string& reason) {
 void WorkQueue::run(const std::function<void()>& work) {
   if (running_) return work();
   running_ = listing_ = true;
+  length_ = first_;
   try {
     work();
   } catch (...) {
@@ -40,6 +41,7 @@ void WorkQueue::end_list() {
   start_or_replay();
   list_.clear();
   key_.clear();
+  length_ = std::min(2 * length_, most_);
   listing_ = running_;
 }
 

@@ -1,5 +1,6 @@
 /// Work on its way to the device: started at once, or, inside `run`, first written to a list. A list ends after some
-/// works and the next begins, so that the device has something to do while the host writes on.
+/// works and the next begins, so that the device has something to do while the host writes on. The first lists of a run
+/// are short: until they end the device waits.
 ///
 /// A list whose every kernel, shape and argument equals those of an earlier one is the same work: the device
 /// then repeats what it recorded (a CUDA graph) with one call instead of hundreds. So a recording is a cache of
@@ -42,10 +43,11 @@ struct Recorded {
 class WorkQueue {
  public:
   using Recorder = std::function<Recorded(const std::vector<Work>&)>;
-  static constexpr std::size_t kListed = 64;
-  /// `listed`: the works of a list.
-  WorkQueue(DeviceStream stream, Recorder recorder, std::size_t listed = kListed)
-      : stream_(stream), record_(std::move(recorder)), listed_(listed) {}
+  static constexpr std::size_t kFirstListed = 8, kListed = 64;
+  /// The first list of a run has `first` works, the next twice as many, and so on up to `most`.
+  WorkQueue(DeviceStream stream, Recorder recorder, std::size_t first = kFirstListed,
+            std::size_t most = kListed)
+      : stream_(stream), record_(std::move(recorder)), first_(first), most_(most) {}
 
   DeviceStream device_stream() const { return stream_; }
   bool is_listing() const { return listing_; }
@@ -57,7 +59,7 @@ class WorkQueue {
     if (!listing_) return start();
     (append(values), ...);
     list_.push_back({name, std::move(start)});
-    if (list_.size() == listed_) end_list();
+    if (list_.size() == length_) end_list();
   }
 
   /// Starts what is listed; until the current `run` ends everything starts at once. For work that cannot wait.
@@ -90,7 +92,8 @@ class WorkQueue {
 
   DeviceStream stream_;
   Recorder record_;
-  std::size_t listed_;
+  std::size_t first_, most_;
+  std::size_t length_ = 0;  // at which the list ends
   bool running_ = false, listing_ = false;
   Bytes key_;
   std::vector<Work> list_;

@@ -2,121 +2,30 @@
 
 #include <algorithm>
 #include <array>
-#include <compare>
 #include <map>
 #include <optional>
 #include <vector>
 
 #include "base/check.h"
-#include "ops/cuda/device/cublas_loader.h"
+#include "ops/cuda/device/cublas_plan.h"
 #include "ops/cuda/device/errors.h"
 
 namespace quaver::cuda {
 namespace {
 
 constexpr std::size_t kWorkspaceBytes = 32 << 20;
-constexpr int kCandidates = 8;
-constexpr int kTimedRuns = 3;
-/// A later candidate replaces the heuristic's order only if it is this much faster: measurement noise should
-/// not change the order of sums from run to run.
-constexpr float kClearlyFaster = 0.95f;
-
-cudaDataType_t type_of(DType dtype) {
-  switch (dtype) {
-    case DType::bf16:
-      return CUDA_R_16BF;
-    case DType::e4m3:
-      return CUDA_R_8F_E4M3;
-    case DType::e5m2:
-      return CUDA_R_8F_E5M2;
-    default:
-      return CUDA_R_32F;
-  }
-}
-
-/// The largest power of two, up to 256, that divides an address.
-unsigned alignment_of(const void* address) {
-  const auto bits = reinterpret_cast<std::uintptr_t>(address) | 256;
-  return static_cast<unsigned>(bits & (~bits + 1));
-}
-
-/// Everything a plan depends on.
-struct PlanKey {
-  std::int64_t m, n, k, left_stride, right_stride, out_stride;
-  DType left, right, out;
-  bool left_swapped, right_swapped, fast, accumulate;
-  unsigned left_alignment, right_alignment, out_alignment;
-  auto operator<=>(const PlanKey&) const = default;
-};
-
-PlanKey key_of(const Product& p) {
-  return {p.size.m,
-          p.size.n,
-          p.size.k,
-          p.left.stride,
-          p.right.stride,
-          p.out_stride,
-          p.left.dtype,
-          p.right.dtype,
-          p.out_dtype,
-          p.left.swapped,
-          p.right.swapped,
-          p.fast_accumulation,
-          p.accumulate,
-          alignment_of(p.left.data),
-          alignment_of(p.right.data),
-          alignment_of(p.out)};
-}
-
-/// cuBLASLt's matrices are column-major: our row-major result is its transpose, the right operand its A and
-/// the left its B.
-class Plan {
- public:
-  Plan(const CublasFunctions& lt, const Product& p) : lt_(lt) {
-    lt.create_matmul(&matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F);
-    set(CUBLASLT_MATMUL_DESC_TRANSA, p.right.swapped ? CUBLAS_OP_N : CUBLAS_OP_T);
-    set(CUBLASLT_MATMUL_DESC_TRANSB, p.left.swapped ? CUBLAS_OP_T : CUBLAS_OP_N);
-    if (is_fp8(p.left.dtype)) {
-      set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<std::int8_t>(p.fast_accumulation));
-      set_scales(p);
-    }
-    a = layout(p.right, p.size.n, p.size.k);
-    b = layout(p.left, p.size.m, p.size.k);
-    lt.create_layout(&out, type_of(p.out_dtype), static_cast<std::uint64_t>(p.size.n),
-                     static_cast<std::uint64_t>(p.size.m), p.out_stride);
-  }
-  ~Plan() {
-    for (cublasLtMatrixLayout_t matrix : {a, b, out}) lt_.destroy_layout(matrix);
-    lt_.destroy_matmul(matmul);
-  }
-  Plan(const Plan&) = delete;
-  Plan& operator=(const Plan&) = delete;
-
-  void set_scales(const Product& p) {
-    if (!is_fp8(p.left.dtype)) return;
-    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.right.scale_inv);
-    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.left.scale_inv);
-  }
-
-  cublasLtMatmulDesc_t matmul = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, out = nullptr;
-  std::optional<cublasLtMatmulAlgo_t> algorithm;  ///< none: the library cannot compute this
-
- private:
-  template <typename T>
-  void set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
-    lt_.set_matmul(matmul, attribute, &value, sizeof value);
-  }
-  cublasLtMatrixLayout_t layout(const Factor& factor, std::int64_t rows, std::int64_t contraction) {
-    cublasLtMatrixLayout_t result = nullptr;
-    const auto inner = static_cast<std::uint64_t>(factor.swapped ? rows : contraction);
-    const auto outer = static_cast<std::uint64_t>(factor.swapped ? contraction : rows);
-    lt_.create_layout(&result, type_of(factor.dtype), inner, outer, factor.stride);
-    return result;
-  }
-
-  const CublasFunctions& lt_;
-};
+constexpr int kCandidates = 16;
+/// Each candidate runs this often; long ones, whose times vary less, kFewRuns times.
+constexpr int kRuns = 9, kFewRuns = 3;
+constexpr float kLongMilliseconds = 0.5f;
+/// A candidate whose first run takes this much longer than the best is not measured further.
+constexpr float kHopeless = 1.3f;
+/// A later candidate replaces an earlier one of the heuristic's order only if it is this much faster: measurement noise
+/// should not change the order of sums from run to run.
+constexpr float kClearlyFaster = 0.97f;
+/// More than any second-level cache holds: written before every measured run, because a step meets its weights and
+/// activations in memory, not in the cache.
+constexpr std::int64_t kPastCaches = 160 << 20;
 
 class Cublas final : public MatrixLibrary {
  public:
@@ -196,12 +105,13 @@ class Cublas final : public MatrixLibrary {
     if (algorithms.empty()) return std::nullopt;
     const Tensor out = backend.allocate(
         DType::u8, {p.size.m * p.out_stride * static_cast<std::int64_t>(size_of(p.out_dtype)) + 256});
+    const Tensor evicted = backend.allocate(DType::u8, {kPastCaches});
     // As aligned as the real result and not more: some algorithms ask for it.
     char* const at = static_cast<char*>(out.raw()) + alignment_of(p.out) % 256;
     std::optional<cublasLtMatmulAlgo_t> best;
     float best_time = 0;
     for (const cublasLtMatmulAlgo_t& algorithm : algorithms) {
-      const std::optional<float> time = time_of(plan, algorithm, p, at);
+      const std::optional<float> time = time_of(plan, algorithm, p, at, evicted, best_time);
       if (!time || (best && *time > kClearlyFaster * best_time)) continue;
       best = algorithm;
       best_time = *time;
@@ -209,16 +119,25 @@ class Cublas final : public MatrixLibrary {
     return best;
   }
 
+  /// The median time of a run, in milliseconds; nothing if the algorithm fails. `best`: of other candidates, 0 if none.
   std::optional<float> time_of(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, const Product& p,
-                               void* out) {
+                               void* out, const Tensor& evicted, float best) {
     if (run(plan, algorithm, p, out) != CUBLAS_STATUS_SUCCESS) return std::nullopt;
-    check(cudaEventRecord(timer_[0], stream_), "recording an event");
-    for (int i = 0; i < kTimedRuns; ++i) run(plan, algorithm, p, out);
-    check(cudaEventRecord(timer_[1], stream_), "recording an event");
-    check(cudaEventSynchronize(timer_[1]), "timing a matrix product");
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, timer_[0], timer_[1]), "timing a matrix product");
-    return milliseconds;
+    std::vector<float> times;
+    do {
+      check(cudaMemsetAsync(evicted.raw(), 0, static_cast<std::size_t>(evicted.elements()), stream_),
+            "emptying caches");
+      check(cudaEventRecord(timer_[0], stream_), "recording an event");
+      run(plan, algorithm, p, out);
+      check(cudaEventRecord(timer_[1], stream_), "recording an event");
+      check(cudaEventSynchronize(timer_[1]), "timing a matrix product");
+      times.emplace_back();
+      check(cudaEventElapsedTime(&times.back(), timer_[0], timer_[1]), "timing a matrix product");
+      if (best > 0 && times.front() > kHopeless * best) return times.front();
+    } while (static_cast<int>(times.size()) < (times.front() > kLongMilliseconds ? kFewRuns : kRuns));
+    const auto median = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+    std::nth_element(times.begin(), median, times.end());
+    return *median;
   }
 
   DeviceStream stream_;
