@@ -184,6 +184,8 @@ class Backend : public ScaleUpdater {
   /// absent, fprop only.
   virtual void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                     bool accumulate, const Tensor& out) = 0;
+  /// Which of its kernels computed the newest product, for reports; empty before the first.
+  virtual std::string last_gemm_kernel() const = 0;
   /// sums[n] += sum_m x[m,n]: the gradient of a bias. x real [M,N], sums f32[N].
   virtual void sum_rows(const Tensor& x, const Tensor& sums) = 0;
 

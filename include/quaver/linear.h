@@ -22,6 +22,7 @@ struct GemmRecord {
   DType a = DType::f32, b = DType::f32, out = DType::f32;
   std::int64_t fp8_runs = 0, other_runs = 0;
   std::string recipe = {};  ///< of the last run; empty in high precision
+  std::string kernel = {};  ///< of the last run whose types or rows were new (Backend::last_gemm_kernel)
 };
 
 /// FP8 state of one Linear. A slot exists once the module ran under a recipe (or its state was loaded). Recipes other than
@@ -170,6 +171,7 @@ class Linear : public Module {
   Tensor full_bias_;
   std::uint64_t full_bias_version_ = 0;
   std::int64_t weight_casts_ = 0;
+  std::array<std::int64_t, 3> recorded_rows_{};  ///< of the newest run of each GEMM
 };
 
 struct Linear::Saved {

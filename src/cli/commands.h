@@ -59,6 +59,7 @@ int serve(const ServeArguments& arguments);
 struct InspectArguments {
   std::string run;
   bool health = false;  ///< advice instead of the modules
+  std::string what_if;  ///< alternatives instead of the modules
   bool json = false;
 };
 int inspect(const InspectArguments& arguments);

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "observe/what_if.h"
 #include "train/fp8_health.h"
 #include "train/run_folder.h"
 
@@ -33,6 +34,7 @@ void print_linear(const LinearState& state) {
                state.recipe && !gemm.recipe.empty() && gemm.recipe != describe(*state.recipe)
                    ? ", " + gemm.recipe
                    : "");
+    if (!gemm.kernel.empty()) fmt::print("  {:<11}  {}\n", "", gemm.kernel);
   }
   if (!state.recipe || !is_delayed(*state.recipe)) return;
   for (const auto& [name, member] : kSlots) {
@@ -51,6 +53,7 @@ ordered_json to_json(const LinearState& state) {
     const GemmRecord& gemm = state.gemms[i];
     json[kGemmNames[i]] = {{"types", types_of(gemm)},
                            {"recipe", gemm.recipe},
+                           {"kernel", gemm.kernel},
                            {"fp8_runs", gemm.fp8_runs},
                            {"other_runs", gemm.other_runs}};
     if (const std::string why = why_not(gemm, state.policy[i]); !why.empty())
@@ -88,10 +91,75 @@ int health(const std::vector<LinearState>& states, bool json) {
   return 0;
 }
 
+std::string range_of(const ShareBounds& share) {
+  const std::string low = fmt::format("{:.3g}", 100 * share.low),
+                    high = fmt::format("{:.3g}", 100 * share.high);
+  return low == high ? high + "%" : low + "% to " + high + "%";
+}
+
+ordered_json to_json(const Alternative& alternative, const WhatIf& result) {
+  const auto bounds = [](const ShareBounds& share) { return ordered_json{share.low, share.high}; };
+  ordered_json json = {{"cast", alternative.name},
+                       {"saturated", bounds(result.saturated)},
+                       {"underflowed", bounds(result.underflowed)}};
+  if (result.if_mixed) {
+    json["underflowed_if_mixed"] = bounds(*result.if_mixed);
+  } else {
+    json["scale"] = result.scale;
+  }
+  return json;
+}
+
+void print(const Alternative& alternative, const WhatIf& result) {
+  if (result.if_mixed) {
+    fmt::print("  {:<11} saturated {}, underflowed {}; {} if large and small are mixed at random\n",
+               alternative.name, range_of(result.saturated), range_of(result.underflowed),
+               range_of(*result.if_mixed));
+  } else {
+    fmt::print("  {:<11} saturated {}, underflowed {}, scale {:.4g}\n", alternative.name,
+               range_of(result.saturated), range_of(result.underflowed), result.scale);
+  }
+}
+
+/// Every tensor as it is cast now, and otherwise.
+int compare_casts(const std::vector<LinearState>& states, const std::string& what, bool json) {
+  const std::vector<Alternative> others = parse_alternatives(what);
+  ordered_json list = ordered_json::array();
+  std::size_t uncounted = 0;
+  for (const CastTensor& tensor : cast_tensors(states)) {
+    if (!tensor.exponents) {
+      ++uncounted;
+      continue;
+    }
+    std::vector<Alternative> all = others;
+    if (!tensor.amax_history.empty()) all.insert(all.begin(), {"now", {}, {}, tensor.scale, 0});
+    ordered_json casts = ordered_json::array();
+    if (!json) fmt::print("{}  {}\n", tensor.name, name_of(tensor.format));
+    for (const Alternative& one : all) {
+      const WhatIf result = what_if(tensor, one);
+      if (json) {
+        casts.push_back(to_json(one, result));
+      } else {
+        print(one, result);
+      }
+    }
+    list.push_back(
+        {{"tensor", tensor.name}, {"format", name_of(tensor.format)}, {"casts", std::move(casts)}});
+  }
+  if (json) {
+    fmt::print("{}\n", ordered_json{{"tensors", std::move(list)}, {"uncounted", uncounted}}.dump());
+  } else {
+    fmt::print("{} tensors; {} whose exponents were not counted (fp8.histogram_every)\n", list.size(),
+               uncounted);
+  }
+  return 0;
+}
+
 }  // namespace
 
 int inspect(const InspectArguments& arguments) {
   const std::vector<LinearState> states = load_fp8_state(arguments.run);
+  if (!arguments.what_if.empty()) return compare_casts(states, arguments.what_if, arguments.json);
   if (arguments.health) return health(states, arguments.json);
   ordered_json with_state = ordered_json::array(), without_state = ordered_json::array();
   for (const LinearState& state : states) {

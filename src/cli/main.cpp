@@ -50,6 +50,8 @@ void add_inspect(CLI::App& app, Command& chosen) {
   auto arguments = std::make_shared<InspectArguments>();
   command->add_option("run", arguments->run, "run folder")->required()->type_name("RUN");
   command->add_flag("--health", arguments->health, "what is wrong with its FP8, and what to do");
+  command->add_option("--what-if", arguments->what_if,
+                      "what other casts would do: e4m3, e5m2, margin=N, scale=S, mxfp8, with commas");
   command->add_flag("--json", arguments->json, "print the result as one JSON object");
   command->callback([=, &chosen] { chosen = [=] { return inspect(*arguments); }; });
 }

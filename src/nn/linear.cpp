@@ -393,6 +393,12 @@ void Linear::record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, con
                     const Tensor& out) {
   const auto index = static_cast<std::size_t>(gemm);
   GemmRecord& known = fp8_.gemms[index];
+  // Kernels are chosen by types and sizes.
+  if (known.kernel.empty() || recorded_rows_[index] != a.rows() || known.a != a.dtype() ||
+      known.b != b.dtype() || known.out != out.dtype()) {
+    known.kernel = backend_.last_gemm_kernel();
+    recorded_rows_[index] = a.rows();
+  }
   known.a = a.dtype();
   known.b = b.dtype();
   known.out = out.dtype();

@@ -80,6 +80,34 @@ CastForecast forecast_cast(const ExponentHistogram& histogram, DType format, flo
   return forecast;
 }
 
+BlockForecast forecast_blocks(const ExponentHistogram& histogram, DType format, int elements) {
+  BlockForecast forecast;
+  const auto numbers = static_cast<double>(histogram.numbers());
+  if (numbers == 0) return forecast;
+  // 448 = 1.75 * 2^8: a block whose largest number lies in the binade of 2^t takes the scale 2^(8-t), or 2^(7-t) if that
+  // number is above 1.75 * 2^t. 57344 = 1.75 * 2^15.
+  const int limit = std::ilogb(underflow_limit(format)) - (format == DType::e5m2 ? 15 : 8);
+  const double all = numbers + static_cast<double>(histogram.zeros);
+  // Of the other numbers of a block, the chance that one lies in the binade of 2^t or above.
+  const auto meets = [&](int t) {
+    double below = all;
+    for (std::size_t i = 0; i < kBinades && histogram.top - static_cast<int>(i) >= t; ++i)
+      below -= static_cast<double>(histogram.counts[i]);
+    return 1 - std::pow(std::max(0.0, below) / all, elements - 1);
+  };
+  for (std::size_t i = 0; i <= kBinades; ++i) {
+    const auto [low, high, count] = range_of(histogram, i);
+    if (count == 0) continue;
+    const double share = static_cast<double>(count) / numbers;
+    // x becomes zero if |x| <= 2^(t + limit), or 2^(t + limit + 1) at the smaller scale of the two.
+    const int certain = std::ilogb(high) - limit, possible = std::ilogb(low) - limit - 1;
+    if (low <= std::ldexp(1.0, histogram.top + limit + 1)) forecast.underflowed.high += share;
+    forecast.if_mixed.low += share * meets(certain);
+    forecast.if_mixed.high += share * meets(possible);
+  }
+  return forecast;
+}
+
 float best_scale(const ExponentHistogram& histogram, DType format) {
   // 448 and 57344 lie in the binades of 2^8 and 2^15: numbers below those limits never saturate.
   return std::ldexp(1.0f, std::clamp((format == DType::e5m2 ? 15 : 8) - (histogram.top + 1), -126, 127));

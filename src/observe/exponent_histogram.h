@@ -45,6 +45,18 @@ struct CastForecast {
 /// `format` is e4m3 or e5m2.
 CastForecast forecast_cast(const ExponentHistogram& histogram, DType format, float scale);
 
+/// What a cast in blocks of `elements` numbers would do, each with the power of two that fits its own largest number
+/// (MXFP8, block scaling). A histogram does not say which numbers share a block, so this bounds, and estimates under a
+/// stated assumption. Finite numbers do not saturate.
+struct BlockForecast {
+  /// At least none (equals may lie together); at most what one such scale for the whole tensor would lose, as no block's
+  /// scale is smaller.
+  ShareBounds underflowed;
+  /// If large and small numbers were mixed at random.
+  ShareBounds if_mixed;
+};
+BlockForecast forecast_blocks(const ExponentHistogram& histogram, DType format, int elements);
+
 /// The largest scale under which no binade saturates: a power of two.
 float best_scale(const ExponentHistogram& histogram, DType format);
 

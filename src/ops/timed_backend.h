@@ -51,6 +51,7 @@ class TimedBackend final : public Backend {
   void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
+  std::string last_gemm_kernel() const override { return inner_->last_gemm_kernel(); }
   void sum_rows(const Tensor& x, const Tensor& sums) override;
   void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                 const Tensor& rstd) override;

@@ -54,7 +54,8 @@ Recipe recipe_from_json(const ordered_json& json) {
 
 ordered_json gemm_to_json(const GemmRecord& gemm) {
   return {{"a", name_of(gemm.a)},      {"b", name_of(gemm.b)},          {"out", name_of(gemm.out)},
-          {"fp8_runs", gemm.fp8_runs}, {"other_runs", gemm.other_runs}, {"recipe", gemm.recipe}};
+          {"fp8_runs", gemm.fp8_runs}, {"other_runs", gemm.other_runs}, {"recipe", gemm.recipe},
+          {"kernel", gemm.kernel}};
 }
 
 GemmRecord gemm_from_json(const ordered_json& json) {
@@ -64,7 +65,8 @@ GemmRecord gemm_from_json(const ordered_json& json) {
           type("out"),
           json.at("fp8_runs").get<std::int64_t>(),
           json.at("other_runs").get<std::int64_t>(),
-          json.value("recipe", std::string())};
+          json.value("recipe", std::string()),
+          json.value("kernel", std::string())};
 }
 
 ordered_json histogram_to_json(const ExponentHistogram& histogram) {

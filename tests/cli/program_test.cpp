@@ -163,6 +163,7 @@ TEST_F(ProgramTest, TrainsEvaluatesSamplesAndInspects) {
     EXPECT_EQ(module.at("dgrad").at("types"), "e5m2 x e4m3 -> bf16");
     EXPECT_EQ(module.at("wgrad").at("types"), "e5m2 x e4m3 -> f32");
     EXPECT_EQ(module.at("wgrad").at("fp8_runs"), 6);
+    EXPECT_TRUE(contains(module.at("wgrad").at("kernel"), "e5m2, widened to bf16 while packing")) << module;
     EXPECT_EQ(module.at("wgrad").at("other_runs"), 0);
     EXPECT_GT(module.at("weight").at("last_amax"), 0);
     EXPECT_NE(module.at("grad_output").at("scale"), 1);
@@ -184,6 +185,23 @@ TEST_F(ProgramTest, InspectHealthGivesAdviceWithNumbers) {
   EXPECT_TRUE(contains(last_line(text), "tensors cast to FP8, ")) << text;
   const json modules = json::parse(run_program({"inspect", run, "--json"}).out).at("modules");
   EXPECT_EQ(modules.at(0).at("input").at("exponents").at("counts").size(), 32u);
+}
+
+TEST_F(ProgramTest, InspectWhatIfComparesCastsWithoutCastingAgain) {
+  ASSERT_EQ(train({"fp8.histogram_every=1"}).exit_code, 0);
+  const json result =
+      json::parse(run_program({"inspect", run, "--what-if", "e5m2,margin=1,mxfp8", "--json"}).out);
+  EXPECT_EQ(result.at("uncounted"), 0);
+  EXPECT_GT(result.at("tensors").size(), 20u);
+  for (const json& tensor : result.at("tensors")) {
+    const json& casts = tensor.at("casts");
+    ASSERT_EQ(casts.size(), 4u) << tensor;
+    EXPECT_EQ(casts.at(0).at("cast"), "now");
+    EXPECT_EQ(casts.at(2).at("scale").get<double>(), casts.at(0).at("scale").get<double>() / 2) << "margin 1";
+    EXPECT_TRUE(casts.at(3).contains("underflowed_if_mixed"));
+  }
+  EXPECT_TRUE(contains(run_program({"inspect", run, "--what-if", "mxfp8"}).out, "mixed at random"));
+  expect_error(run_program({"inspect", run, "--what-if", "fp6"}), 2, {"--what-if", "fp6", "mxfp8"});
 }
 
 TEST_F(ProgramTest, BenchMemoryShowsWhatRecomputationSaves) {

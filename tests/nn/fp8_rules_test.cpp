@@ -89,6 +89,24 @@ TEST_P(Fp8RulesTest, Rule1ADisabledInnerScopeTakesItsModulesOutOfFp8AndNoOthers)
   EXPECT_EQ(inside->fp8().input, nullptr) << "no state at all";
 }
 
+TEST_P(Fp8RulesTest, RecordsNameTheKernelThatRan) {
+  const auto linear = make_linear(1);
+  const auto kernel_of = [&](bool fp8, std::int64_t rows) {
+    Context context(*backend);
+    const Autocast scope(context, fp8, kRecipe);
+    forward(*linear, context, real(rows, kIn, 4));
+    return linear->fp8().gemms[0].kernel;
+  };
+  const std::string in_fp8 = kernel_of(true, kRows), in_bf16 = kernel_of(false, kRows);
+  EXPECT_EQ(kernel_of(true, kRows), in_fp8);
+  EXPECT_FALSE(in_bf16.empty());
+  if (GetParam() == "reference") EXPECT_EQ(in_fp8, "reference");
+  if (GetParam() != "cpu") return;
+  EXPECT_NE(in_fp8.find("e4m3, widened to bf16 while packing, few rows"), std::string::npos) << in_fp8;
+  EXPECT_EQ(in_bf16.find("widened"), std::string::npos) << in_bf16;
+  EXPECT_NE(kernel_of(true, 3000).find("packed stripes"), std::string::npos);
+}
+
 TEST_P(Fp8RulesTest, Rule2AnInnerScopesRecipeHoldsForItsModulesWhenTheOutermostScopeUpdates) {
   const auto outside = make_linear(1), inside = make_linear(1);
   Context context(*backend);

@@ -68,6 +68,7 @@ class StrictLibrary final : public cuda::MatrixLibrary {
     launch_plain_product(product, nullptr, nullptr);
     return true;
   }
+  std::string describe(const cuda::Product&) const override { return "emulated library"; }
 
  private:
   static bool fits(const cuda::Factor& factor) {

@@ -6,6 +6,8 @@
 /// which fuse multiplications and additions where the level can.
 #pragma once
 
+#include <optional>
+
 #include "base/threads.h"
 #include "ops/cpu/levels.h"
 #include "ops/host_backend.h"
@@ -33,6 +35,7 @@ class CpuBackend final : public HostBackend {
   void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
+  std::string last_gemm_kernel() const override;
   void sum_rows(const Tensor& x, const Tensor& sums) override;
   void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                 const Tensor& rstd) override;
@@ -71,9 +74,15 @@ class CpuBackend final : public HostBackend {
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:
+  struct LastGemm {
+    DType dtype;  ///< in which the operands were packed
+    bool few_rows, from_blocks;
+  };
+
   Threads threads_;
   cpu::Level level_;
   const cpu::Kernels& kernels_;
+  std::optional<LastGemm> last_gemm_;
 };
 
 }  // namespace quaver

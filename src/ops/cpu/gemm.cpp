@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "ops/contracts.h"
@@ -93,6 +95,7 @@ class Product {
     sums_ = scratch(backend, teams * cut_.tile_rows * cut_.group_columns);
   }
 
+  bool has_few_rows() const { return one_tile_; }
   void run() const { one_tile_ ? run_one_tile() : run_stripes(); }
 
  private:
@@ -174,9 +177,20 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
                           .accumulate = accumulate,
                           .scale = operands.scale.value_or(1),
                           .bias = bias ? bias.data<float>() : nullptr};
-  Product(*this, threads_, *kernels_.gemm, operand_of(operands.a, kind == Gemm::wgrad),
-          operand_of(operands.b, kind != Gemm::fprop), output)
-      .run();
+  const Product product(*this, threads_, *kernels_.gemm, operand_of(operands.a, kind == Gemm::wgrad),
+                        operand_of(operands.b, kind != Gemm::fprop), output);
+  product.run();
+  last_gemm_ = LastGemm{operands.a.dtype(), product.has_few_rows(), operands.a.dtype() != a.dtype()};
+}
+
+std::string CpuBackend::last_gemm_kernel() const {
+  if (!last_gemm_) return {};
+  const auto& [dtype, few_rows, from_blocks] = *last_gemm_;
+  const char* const widened = from_blocks     ? ", operands widened to bf16 first"
+                              : is_fp8(dtype) ? ", widened to bf16 while packing"
+                                              : "";
+  return fmt::format("{} {}{}{}", cpu::name_of(level_), name_of(dtype), widened,
+                     few_rows ? ", few rows" : ", packed stripes");
 }
 
 }  // namespace quaver

@@ -68,6 +68,8 @@ class MatrixLibrary {
   virtual std::optional<bool> can_multiply(const Product& product) const = 0;
   /// Queues the product; false, with nothing queued, if the library cannot compute it.
   virtual bool multiply(const Product& product, Backend& backend) = 0;
+  /// The algorithm of a product that was multiplied, for reports.
+  virtual std::string describe(const Product& product) const = 0;
 };
 
 class DeviceBackend final : public Backend {
@@ -95,6 +97,7 @@ class DeviceBackend final : public Backend {
   void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
+  std::string last_gemm_kernel() const override;
   void sum_rows(const Tensor& x, const Tensor& sums) override;
   void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                 const Tensor& rstd) override;
@@ -148,6 +151,11 @@ class DeviceBackend final : public Backend {
 
   std::unique_ptr<DeviceRuntime> runtime_;
   std::unique_ptr<MatrixLibrary> library_;
+  struct LastGemm {
+    Product product;  ///< as it was multiplied
+    bool in_library, by_fp32_result;
+  };
+  std::optional<LastGemm> last_gemm_;
   WorkQueue queue_;
   std::shared_ptr<Arena> arena_;  // storages keep it alive; declared after the runtime that gives it memory
   Tensor faults_;                 // in the host's memory: what kernels noted is read without a copy

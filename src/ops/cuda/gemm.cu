@@ -132,6 +132,7 @@ bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, 
   whole.out_stride = sums.cols();
   whole.out_dtype = DType::f32;
   if (!multiply_in_library(whole)) return false;
+  last_gemm_ = LastGemm{whole, true, true};
   with_real(product.out_dtype, [&]<typename T>(T) {
     const Matrix<T> out{static_cast<T*>(product.out), product.out_stride};
     const Finish<T> finish{matrix_of<float>(sums), bias ? bias.data<float>() : nullptr,
@@ -163,10 +164,21 @@ void DeviceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, 
   if (library_ && size.k > 0) {
     // Some of the library's algorithms round the product to BF16 before they add it to a BF16 result.
     const bool rounds_twice = accumulate && out.dtype() == DType::bf16;
-    if (!bias && !rounds_twice && multiply_in_library(product)) return;
+    if (!bias && !rounds_twice && multiply_in_library(product)) {
+      last_gemm_ = LastGemm{product, true, false};
+      return;
+    }
     if (multiply_padded(product, bias, accumulate)) return;
   }
   launch_plain_product(product, bias ? bias.data<float>() : nullptr, stream());
+  last_gemm_ = LastGemm{product, false, false};
+}
+
+std::string DeviceBackend::last_gemm_kernel() const {
+  if (!last_gemm_) return {};
+  if (!last_gemm_->in_library) return "plain, one thread an element";
+  return library_->describe(last_gemm_->product) +
+         (last_gemm_->by_fp32_result ? ", through an FP32 result" : "");
 }
 
 void DeviceBackend::sum_rows(const Tensor& x, const Tensor& sums) {

@@ -1,5 +1,7 @@
 #include "ops/cuda/device/cublas.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <map>
@@ -65,6 +67,20 @@ class Cublas final : public MatrixLibrary {
     if (status == CUBLAS_STATUS_SUCCESS) return true;
     fail(ErrorKind::failure, "cuda: cuBLASLt failed for a product of {} x {} x {}: {}", product.size.m,
          product.size.n, product.size.k, lt_.status_string(status));
+  }
+
+  /// Numbers as cublasLt.h has them: CUBLASLT_ALGO_CONFIG_ID, cublasLtMatmulTile_t, cublasLtMatmulStages_t.
+  std::string describe(const Product& product) const override {
+    const auto plan = plans_.find(key_of(product));
+    if (plan == plans_.end() || !plan->second->algorithm) return "cuBLASLt";
+    const auto attribute = [&](cublasLtMatmulAlgoConfigAttributes_t which) {
+      std::uint32_t value = 0;
+      std::size_t written = 0;
+      lt_.algorithm_attribute(&*plan->second->algorithm, which, &value, sizeof value, &written);
+      return value;
+    };
+    return fmt::format("cuBLASLt algorithm {}, tile {}, stages {}", attribute(CUBLASLT_ALGO_CONFIG_ID),
+                       attribute(CUBLASLT_ALGO_CONFIG_TILE_ID), attribute(CUBLASLT_ALGO_CONFIG_STAGES_ID));
   }
 
  private:

@@ -37,6 +37,7 @@ CublasFunctions load_cublas() {
   find(functions.destroy_preference, "cublasLtMatmulPreferenceDestroy");
   find(functions.set_preference, "cublasLtMatmulPreferenceSetAttribute");
   find(functions.heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  find(functions.algorithm_attribute, "cublasLtMatmulAlgoConfigGetAttribute");
   find(functions.matmul, "cublasLtMatmul");
   return functions;
 }

@@ -19,6 +19,7 @@ struct CublasFunctions {
   decltype(&::cublasLtMatmulPreferenceDestroy) destroy_preference;
   decltype(&::cublasLtMatmulPreferenceSetAttribute) set_preference;
   decltype(&::cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&::cublasLtMatmulAlgoConfigGetAttribute) algorithm_attribute;
   decltype(&::cublasLtMatmul) matmul;
 };
 
