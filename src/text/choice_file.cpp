@@ -155,18 +155,22 @@ std::vector<ChoiceQuestion> parse_choice_lines(std::string_view content, const s
   return questions;
 }
 
+std::vector<ChoiceQuestion> parse_choices(std::string_view content, const std::string& name,
+                                          const Tokenizer* tokenizer, std::int64_t vocab) {
+  const std::size_t first = content.find_first_not_of(" \t\r\n");
+  if (first == std::string_view::npos || content[first] != '{')
+    return parse_choice_tokens(std::as_bytes(std::span(content)), name, vocab);
+  require(tokenizer != nullptr,
+          "{}: holds text, and the model's tokenizer is not known. Hint: data.tokenizer=PATH", name);
+  require(tokenizer->vocab() <= vocab, "{}: the tokenizer has {} ids, the model {}", name, tokenizer->vocab(),
+          vocab);
+  return parse_choice_lines(content, name, *tokenizer);
+}
+
 std::vector<ChoiceQuestion> read_choice_file(const std::string& path, const Tokenizer* tokenizer,
                                              std::int64_t vocab) {
   const MappedFile file(path);
-  const std::string_view text = file.text();
-  const std::size_t first = text.find_first_not_of(" \t\r\n");
-  if (first == std::string_view::npos || text[first] != '{')
-    return parse_choice_tokens(file.bytes(), path, vocab);
-  require(tokenizer != nullptr,
-          "{}: holds text, and the model's tokenizer is not known. Hint: data.tokenizer=PATH", path);
-  require(tokenizer->vocab() <= vocab, "{}: the tokenizer has {} ids, the model {}", path, tokenizer->vocab(),
-          vocab);
-  return parse_choice_lines(text, path, *tokenizer);
+  return parse_choices(file.text(), path, tokenizer, vocab);
 }
 
 }  // namespace quaver

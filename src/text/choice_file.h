@@ -23,6 +23,10 @@ struct ChoiceQuestion {
 std::vector<ChoiceQuestion> read_choice_file(const std::string& path, const Tokenizer* tokenizer,
                                              std::int64_t vocab);
 
+/// The content of such a file; `name` stands for it in messages.
+std::vector<ChoiceQuestion> parse_choices(std::string_view content, const std::string& name,
+                                          const Tokenizer* tokenizer, std::int64_t vocab);
+
 /// The content of llm.c's form; `name` stands for the file in messages.
 std::vector<ChoiceQuestion> parse_choice_tokens(std::span<const std::byte> content, const std::string& name,
                                                 std::int64_t vocab);
