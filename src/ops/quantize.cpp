@@ -36,7 +36,7 @@ void Backend::quantize(const Tensor& x, const OperandCast& cast, const CastNoise
           "blocks of "
           "{} x {} or another rule. Hint: the backend cpu runs every recipe",
           name(), cast.block_rows, cast.block_cols);
-  const ScalingSlot slot{allocate(DType::f32, {1}), allocate(DType::f32, {1}), {}};
+  const ScalingSlot slot{allocate(DType::f32, {1}), allocate(DType::f32, {1}), {}, {}};
   fill(slot.scale, 1);
   fill(slot.amax_history, 0);
   this->cast(x, {{}, out, {cast.format, slot.scale, slot.amax_history, {}}});
