@@ -3,6 +3,7 @@
 /// is one.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -179,6 +180,29 @@ inline std::string bytes_of(const Tensor& tensor) {
   return bytes;
 }
 
+/// Where two tensors of one type and shape differ: the first few elements, as numbers.
+inline std::string differences(const Tensor& found, const Tensor& expected) {
+  const std::string a = bytes_of(found), b = bytes_of(expected);
+  const std::size_t width = size_of(found.dtype());
+  const auto number = [&](const char* at) {
+    std::int64_t i64;
+    float f32;
+    if (found.dtype() == DType::i64) return std::memcpy(&i64, at, width), std::to_string(i64);
+    if (found.dtype() == DType::f32) return std::memcpy(&f32, at, width), std::to_string(f32);
+    std::string bytes;
+    for (std::size_t i = width; i-- > 0;) bytes += fmt::format("{:02x}", static_cast<unsigned char>(at[i]));
+    return bytes;
+  };
+  std::string text;
+  int shown = 0;
+  for (std::size_t i = 0; i < a.size() && shown < 4; i += width) {
+    if (a.compare(i, width, b, i, width) == 0) continue;
+    text += fmt::format(" [{}] {} for {}", i / width, number(&a[i]), number(&b[i]));
+    ++shown;
+  }
+  return text;
+}
+
 /// |found - expected| <= absolute + relative |expected|; for bf16 results one unit in the last place, 2^-7,
 /// is added, because two FP32 results that differ in their last bits may round to neighbours.
 struct Bound {
@@ -255,7 +279,8 @@ inline void compare_with_reference(
 
 inline void expect_equals_reference(const Run& run) {
   compare_with_reference(run, [](const Tensor& found, const Tensor& expected, const std::string& where) {
-    EXPECT_EQ(bytes_of(found) == bytes_of(expected), true) << where << " differs from the reference";
+    EXPECT_EQ(bytes_of(found) == bytes_of(expected), true)
+        << where << " differs from the reference" << differences(found, expected);
   });
 }
 
@@ -316,7 +341,8 @@ inline void expect_fused_cast(const MatrixCase& c, std::int64_t cols,
         const std::vector<Tensor> expected = separate_cast(c, cols, format, values, backend, produce);
         for (std::size_t i = 0; i < expected.size(); ++i) {
           EXPECT_EQ(bytes_of(fused[i]) == bytes_of(expected[i]), true)
-              << backend.describe() << ", " << name_of(format) << ", result " << i;
+              << backend.describe() << ", " << name_of(format) << ", result " << i
+              << differences(fused[i], expected[i]);
         }
       };
       const std::vector<Tensor> fused = expect_one_result(run);

@@ -176,7 +176,10 @@ class WeightCopiesOfALinear : public ::testing::TestWithParam<std::string> {
     Side ahead(*backend, false), separate(*backend, true);
     for (int round = 0; round < rounds; ++round) {
       for (Side* side : {&ahead, &separate}) work(*side, round);
-      ASSERT_EQ(ahead.state(), separate.state()) << "round " << round;
+      const std::vector<float> found = ahead.state(), expected = separate.state();
+      ASSERT_EQ(found.size(), expected.size());
+      for (std::size_t i = 0; i < found.size(); ++i)
+        ASSERT_EQ(found[i], expected[i]) << "round " << round << ", entry " << i << " of " << found.size();
     }
   }
 
