@@ -51,6 +51,33 @@ TEST(PointwiseCastSpecial, ScalesAtTheEdgesOfTheRange) {
   }
 }
 
+/// One remarkable number in a group of four, at each place of it, and around the tie between zero and the smallest number.
+TEST(PointwiseCastSpecial, CountsWhatRoundsToZeroWhereverItStands) {
+  for (DType type : {DType::f32, DType::bf16}) {
+    for (DType format : {DType::e4m3, DType::e5m2}) {
+      const float tie = format == DType::e4m3 ? 0x1p-10f : 0x1p-17f;
+      for (int place = 0; place < 8; ++place) {
+        const MatrixCase c{6, 24, type, false};
+        const Tensor x = empty_matrix(c);
+        reference().fill(x, 1);
+        for (float small : {tie, -tie, tie * 0x1.02p0f, tie * 0x1.fep-1f, 0.0f, 1e-30f}) {
+          const std::int64_t index = 24 * (place % 6) + 8 * (place % 3) + place;
+          if (type == DType::f32) {
+            x.data<float>()[index] = small;
+          } else {
+            x.data<bf16>()[index] = to_bf16(small);
+          }
+          expect_equals_reference([&](Backend& backend) {
+            const Output output = full_output(c, 24, format, 1, false);
+            backend.cast(x, output);
+            return tensors_of(output);
+          });
+        }
+      }
+    }
+  }
+}
+
 TEST(PointwiseConvert, EqualsTheReference) {
   for (std::int64_t size : {1, 3, 15, 16, 17, 257, 100003}) {
     for (DType from : {DType::f32, DType::bf16}) {

@@ -18,6 +18,10 @@ inline Fp8 fp8_of(DType dtype) {
 __device__ inline float largest_fp8(Fp8 format) {
   return format == Fp8::e4m3 ? 448.0f : 57344.0f;
 }
+/// Half the smallest subnormal: a tie, which goes to the even zero.
+__device__ inline float largest_rounded_to_zero(Fp8 format) {
+  return format == Fp8::e4m3 ? 0x1p-10f : 0x1p-17f;
+}
 
 #ifdef __CUDACC__
 

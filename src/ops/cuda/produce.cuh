@@ -73,17 +73,19 @@ struct CastTrace {
   unsigned long long counts = 0;  ///< saturated | underflowed << 21 | NaN << 42
   unsigned long long values = 0;  ///< infinite | zeros << 32
 
-  __device__ void count(Fp8 format, float x, float scaled, unsigned byte) {
-    counts += static_cast<unsigned long long>(fabsf(scaled) > largest_fp8(format)) +
-              (static_cast<unsigned long long>(x != 0 && (byte & 0x7F) == 0) << 21) +
-              (static_cast<unsigned long long>(x != x) << 42);
+  /// From the numbers, not from the bytes: ptxas of CUDA 13.0 gets tests of a byte out of two converted pairs wrong.
+  __device__ void count(Fp8 format, float x, float scaled) {
+    counts +=
+        static_cast<unsigned long long>(fabsf(scaled) > largest_fp8(format)) +
+        (static_cast<unsigned long long>(x != 0 && fabsf(scaled) <= largest_rounded_to_zero(format)) << 21) +
+        (static_cast<unsigned long long>(x != x) << 42);
     values += static_cast<unsigned long long>(fabsf(x) == HUGE_VALF) +
               (static_cast<unsigned long long>(x == 0) << 32);
   }
   __device__ std::uint8_t cast(Fp8 format, float scale, float x) {
     const std::uint8_t byte = fp8_byte(format, x * scale);
     amax = fmaxf(amax, fabsf(x));  // ignores NaN
-    count(format, x, x * scale, byte);
+    count(format, x, x * scale);
     return byte;
   }
   /// The same for four numbers; the first becomes the lowest byte.
@@ -98,7 +100,7 @@ struct CastTrace {
                                                                         << 16;
     if (are_unremarkable(format, bytes)) return bytes;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) count(format, x[i], scaled[i], bytes >> 8 * i);
+    for (int i = 0; i < 4; ++i) count(format, x[i], scaled[i]);
     return bytes;
   }
 };
