@@ -27,7 +27,7 @@ __device__ inline QueryStatistics statistics_of(const Workspace& workspace, int 
 template <int kQueries>
 __device__ FirstKeys first_keys_of_block(const Workspace& workspace, int batch, int query) {
   const int begin = query / kStatisticsRows;
-  const int end = min(workspace.blocks, begin + kQueries / kStatisticsRows);
+  const int end = min(static_cast<int>(workspace.blocks), begin + kQueries / kStatisticsRows);
   FirstKeys found{INT_MAX, INT_MIN};
   for (int block = begin; block < end; ++block) {
     const FirstKeys& more = workspace.first_keys_of(batch)[block];

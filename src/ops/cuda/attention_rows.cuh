@@ -17,7 +17,7 @@ template <typename T>
 struct AttentionArguments {
   int query_len, key_len, heads, kv_heads, head_dim;
   float scale;
-  bool aligned;  ///< as load_tile means it, for all matrices
+  std::int64_t aligned;  ///< as load_tile means it, for all matrices; a number of this size: no padding
   HeadRows<const T> q, k, v;
   const std::int32_t* first_key;
   HeadRows<T> out;
@@ -71,7 +71,7 @@ struct alignas(8) FirstKeys {
 struct Workspace {
   QueryStatistics* statistics;
   FirstKeys* first_keys;
-  int blocks;  ///< of kStatisticsRows queries of one sequence
+  std::int64_t blocks;  ///< of kStatisticsRows queries of one sequence; of this size: no padding
 
   __device__ QueryStatistics* of(int batch, int heads, int head) const {
     return statistics + (static_cast<std::int64_t>(batch) * heads + head) * blocks * kStatisticsRows;

@@ -1,9 +1,14 @@
 #include "ops/cuda/work_queue.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <string_view>
 
 namespace quaver::cuda {
+
+void WorkQueue::fail_padded(const char* name) {
+  throw std::logic_error(std::string("a kernel's argument has padding: ") + name);
+}
 
 void WorkQueue::start_list() {
   ++use_.direct;

@@ -52,12 +52,13 @@ class WorkQueue {
   DeviceStream device_stream() const { return stream_; }
   bool is_listing() const { return listing_; }
 
-  /// Starts it now, or lists it with the values that it depends on. Values with padding should be avoided: they
-  /// compare by their bytes, and a list that looks new is not replayed.
+  /// Starts it now, or lists it with the values that it depends on. Values compare by their bytes, so they may have no
+  /// padding: its bytes are anything, a list would look new every time, and nothing would be replayed. Checked where the
+  /// compiler can tell (g++, as in the emulation): throws std::logic_error that names the work.
   template <typename... Values>
   void add(const char* name, std::function<void()> start, const Values&... values) {
     if (!listing_) return start();
-    (append(values), ...);
+    ((is_padded<Values>() ? fail_padded(name) : append(values)), ...);
     list_.push_back({name, std::move(start)});
     if (list_.size() == length_) end_list();
   }
@@ -78,6 +79,22 @@ class WorkQueue {
   };
   static constexpr std::size_t kMostRecordings = 256, kMostSeen = 4096;
 
+  template <typename T>
+  static bool is_padded() {
+#if defined(__has_builtin) && !defined(__CUDACC__)
+#if __has_builtin(__builtin_clear_padding)
+    static const bool padded = [] {
+      alignas(T) unsigned char bytes[sizeof(T)];
+      std::memset(bytes, 1, sizeof bytes);
+      __builtin_clear_padding(reinterpret_cast<T*>(bytes));
+      return std::memchr(bytes, 0, sizeof bytes) != nullptr;
+    }();
+    return padded;
+#endif
+#endif
+    return false;
+  }
+  [[noreturn]] static void fail_padded(const char* name);
   template <typename T>
   void append(const T& value) {
     static_assert(std::is_trivially_copyable_v<T>);
