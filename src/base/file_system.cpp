@@ -31,7 +31,13 @@ class PosixWritableFile final : public WritableFile {
     check(file_.get() >= 0, path_, "create");
   }
   void append(std::span<const std::byte> bytes) override {
-    check(write_all(file_.get(), bytes), path_, "write");
+    if (write_all(file_.get(), bytes)) {
+      size_ += bytes.size();
+      return;
+    }
+    const int error = errno;
+    fail(ErrorKind::failure, "{}: cannot write {} bytes from byte {} on: {}", path_, bytes.size(), size_,
+         std::generic_category().message(error));
   }
   void sync() override { check(::fsync(file_.get()) == 0, path_, "synchronise"); }
   void close() override { check(file_.close(), path_, "close"); }
@@ -39,6 +45,7 @@ class PosixWritableFile final : public WritableFile {
  private:
   std::string path_;
   FileHandle file_;
+  std::uint64_t size_ = 0;
 };
 
 class PosixReadableFile final : public ReadableFile {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include "base/check.h"
 #include "train/run_folder.h"
 
 namespace quaver {
@@ -14,6 +15,16 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// Saves, or says what a failure means for the run.
+void save_checkpoint(CheckpointStore& store, const Snapshot& snapshot) try {
+  store.save(snapshot.step(), snapshot.files());
+} catch (const Error& error) {
+  fail(error.kind(),
+       "{}; the checkpoint of step {} needs {} bytes, the ones before it are kept. Hint: make room, or lower "
+       "train.keep_checkpoints",
+       error.what(), snapshot.step(), snapshot.bytes());
 }
 
 }  // namespace
@@ -51,7 +62,7 @@ SaveReport Checkpointer::save(const Snapshot& snapshot, double blocking_seconds)
   try {
     before_();
     CheckpointStore store(files_, checkpoints_path(run_));
-    store.save(snapshot.step(), snapshot.files());
+    save_checkpoint(store, snapshot);
     store.keep_newest(keep_);
     publish_model(store.path_of(snapshot.step()), run_);
   } catch (const std::exception& error) {

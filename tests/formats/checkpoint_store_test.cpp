@@ -225,6 +225,36 @@ TEST(CheckpointCrashTest, EveryFailingOperationIsSurvived) {
   }
 }
 
+TEST(CheckpointCrashTest, ADiskThatIsFullAtAnyByteKeepsWhatWasSaved) {
+  bool saved = false;
+  std::size_t room = 0;
+  for (; !saved; ++room) {
+    SimulatedDisk disk = disk_with_run();
+    CheckpointStore store(disk, kFolder);
+    std::int64_t acknowledged = 0;
+    save_cycles(store, 1, 2, acknowledged);
+    disk.limit_space(room);
+    try {
+      save_cycles(store, 3, 3, acknowledged);
+      saved = true;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::failure);
+      EXPECT_TRUE(contains(error.what(), "step-00000003.tmp/")) << error.what();
+      EXPECT_TRUE(contains(error.what(), "No space left on device")) << error.what();
+      EXPECT_EQ(disk.list(kFolder).size(), 2u) << "left-overs with room for " << room << " bytes";
+    }
+    const NewestCheckpoint newest = store.recover();
+    ASSERT_TRUE(newest.manifest);
+    EXPECT_TRUE(newest.damaged.empty());
+    EXPECT_EQ(newest.manifest->step, acknowledged);
+    expect_contents(disk, store, acknowledged);
+    disk.limit_space(std::nullopt);
+    save_cycles(store, 4, 5, acknowledged);
+    EXPECT_EQ(store.steps(), (std::vector<std::int64_t>{4, 5}));
+  }
+  EXPECT_GT(room, 100u) << "bytes of a checkpoint";
+}
+
 TEST(CheckpointManifestTest, NamesThatLeadOutOfTheFolderAreRefused) {
   for (const std::string name : {"../x", "/x", "a/b", "..", ".", ""}) {
     const CheckpointManifest manifest{1, {{name, 0, 0}}};

@@ -41,8 +41,12 @@ class SimulatedDisk::File final : public WritableFile, public ReadableFile {
 
   void append(std::span<const std::byte> bytes) override {
     const bool fails = disk_.fails();
-    const auto part = fails ? bytes.first(bytes.size() / 2) : bytes;
+    const std::size_t room = disk_.space_.value_or(bytes.size());
+    const bool full = room < bytes.size();
+    const auto part = full ? bytes.first(room) : fails ? bytes.first(bytes.size() / 2) : bytes;
     node_->content.insert(node_->content.end(), part.begin(), part.end());
+    if (disk_.space_) *disk_.space_ -= part.size();
+    if (full) fail(ErrorKind::failure, "{}: cannot write: No space left on device", path_);
     if (fails) fail(ErrorKind::failure, "{}: cannot write: simulated", path_);
   }
   void sync() override {

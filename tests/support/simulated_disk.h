@@ -27,6 +27,9 @@ class SimulatedDisk final : public FileSystem {
   void fail_at(int n) { fail_at_ = operations_ + n; }
   /// The `n`-th operation from now on throws Crash, and so does whatever comes after it.
   void crash_at(int n) { crash_at_ = operations_ + n; }
+  /// From now on files take no more than `bytes` more in all: a write does what fits and throws Error(failure). What is
+  /// removed makes no room. Nothing: no limit.
+  void limit_space(std::optional<std::size_t> bytes) { space_ = bytes; }
   /// What a restart finds: of everything not synchronised a random part.
   void restart(std::mt19937_64& random);
 
@@ -72,6 +75,7 @@ class SimulatedDisk final : public FileSystem {
   Link root_;
   int operations_ = 0;
   std::optional<int> fail_at_, crash_at_;
+  std::optional<std::size_t> space_;
 };
 
 }  // namespace quaver

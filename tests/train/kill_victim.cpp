@@ -1,5 +1,5 @@
 /// The program that kill_test.cpp kills: `kill_victim FOLDER RUN` trains a micro model on FOLDER/text into RUN, saving
-/// after every step. Prints "saved N" when the checkpoint of step N is durable.
+/// after every step. Prints "listening" when SIGTERM stops it in order, and "saved N" when the checkpoint of step N is durable.
 #include <fmt/format.h>
 
 #include <csignal>
@@ -29,6 +29,8 @@ class Announcer : public TrainingObserver {
 
 int main(int argc, char** argv) try {
   std::signal(SIGTERM, [](int) { quaver::terminated = 1; });
+  fmt::print("listening\n");
+  std::fflush(stdout);
   if (argc != 3) return 2;
   quaver::Announcer announcer;
   return quaver::run_training(quaver::victim_config(argv[1], argv[2]), announcer).stopped ? 75 : 0;
