@@ -240,7 +240,7 @@ HfArchitecture stock_architecture(const ModelConfig& config) {
   }
   check_qwen(config, true);
   need(config.qk_norm == QkNorm::pre_rope, "model.qk_norm = \"none\" with model.gate",
-       "Qwen3_5ForCausalLM, the gated one, normalises q and k");
+       "Qwen3_5ForCausalLM, the gated one, normalises q and k. Hint: train with model.qk_norm=pre_rope");
   need(config.gate_activation != GateActivation::silu, "model.gate_activation = \"silu\"",
        "Qwen3_5ForCausalLM gates by a sigmoid");
   return HfArchitecture::qwen3_5;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <httplib.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <atomic>
@@ -28,6 +29,10 @@ constexpr std::chrono::milliseconds kWatch{50};
 /// A client that has gone is noticed when something is sent. After so long without text it is something that means nothing: a
 /// comment in a stream, a space before a JSON object.
 constexpr std::chrono::milliseconds kKeepAlive{200};
+
+/// Connections that may wait to be accepted (the system's limit cuts it). The library asks for 5: of more clients that come at
+/// once, some would wait a second until they try again.
+constexpr int kBacklog = 1024;
 
 void refuse(httplib::Response& response, int status, const std::string& message, const char* type) {
   response.status = status;
@@ -77,6 +82,13 @@ class CompletionServer::Implementation {
     server_.set_keep_alive_max_count(1);  // an idle connection would hold a thread
     server_.set_read_timeout(10);
     server_.set_write_timeout(10);
+    server_.set_socket_options([this](socket_t socket) {
+      // A port of a server that has just ended may be taken; one of a server that lives may not, which the library's own options
+      // allow.
+      const int on = 1;
+      ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+      socket_ = socket;
+    });
     server_.set_payload_max_length(static_cast<std::size_t>(options_.max_body));
     add_routes();
   }
@@ -87,6 +99,7 @@ class CompletionServer::Implementation {
     const int port = bind();
     if (port <= 0)
       fail(ErrorKind::failure, "serve: cannot listen on {} port {}", options_.host, options_.port);
+    ::listen(socket_, kBacklog);  // again, with more room
     thread_ = std::thread([this] { server_.listen_after_bind(); });
     while (!server_.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return port;
@@ -215,6 +228,7 @@ class CompletionServer::Implementation {
   std::shared_ptr<const Tokenizer> tokenizer_;
   Scheduler scheduler_;
   httplib::Server server_;
+  socket_t socket_ = INVALID_SOCKET;  // the last one that was made: the one that listens
   std::thread thread_;
   std::atomic<bool> draining_ = false, stopping_ = false;
   std::atomic<int> requests_ = 0;

@@ -2,7 +2,10 @@
 /// to pass.
 #include "serve/server.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
 
 #include <cmath>
 #include <filesystem>
@@ -408,9 +411,34 @@ TEST_F(ServerTest, AnyBodyGetsAnAnswer) {
   EXPECT_GT(refused, 100);
 }
 
+/// Connections that wait to be accepted at `port`, as the system allows this process's listening socket; 0: none listens.
+std::uint32_t backlog(int port) {
+  for (int descriptor = 0; descriptor < 1024; ++descriptor) {
+    sockaddr_in address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+        address.sin_family != AF_INET || ntohs(address.sin_port) != port)
+      continue;
+    tcp_info info{};
+    size = sizeof info;
+    // Of a listening socket `tcpi_sacked` is the backlog.
+    if (::getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_LISTEN)
+      return info.tcpi_sacked;
+  }
+  return 0;
+}
+
+TEST_F(ServerTest, ManyClientsMayComeAtOnce) {
+  start();
+  EXPECT_GE(backlog(port), 128u) << "more than the HTTP library's 5";
+}
+
 TEST_F(ServerTest, AnAddressThatIsTakenIsReported) {
   start();
   ServerOptions options;
+  options.port = port;
+  CompletionServer second(model, context, recipe, tokenizer, options);
+  EXPECT_TRUE(contains(error_message(ErrorKind::failure, [&] { second.start(); }), "cannot listen"));
   options.host = "203.0.113.1";  // not of this machine
   CompletionServer other(model, context, recipe, tokenizer, options);
   EXPECT_TRUE(contains(error_message(ErrorKind::failure, [&] { other.start(); }), "cannot listen"));
