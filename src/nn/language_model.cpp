@@ -6,6 +6,7 @@
 #include "base/random.h"
 #include "nn/block.h"
 #include "nn/rotary.h"
+#include "tensor/shape_text.h"
 
 namespace quaver {
 namespace {
@@ -106,7 +107,7 @@ Tensor LanguageModel::head(Context& context, const NormInput& x, Saved* saved) {
 Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved* saved) {
   const std::int64_t rows = tokens.batch * tokens.length;
   require(tokens.tokens.shape() == Shape{rows}, "model: expected {} x {} tokens, found shape {}",
-          tokens.batch, tokens.length, to_string(tokens.tokens.shape()));
+          tokens.batch, tokens.length, ShapeText(tokens.tokens.shape()));
   require(tokens.length <= config_.context, "model: {} positions exceed model.context = {}", tokens.length,
           config_.context);
   NormInput x = embed(context, tokens);

@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "quaver/backend.h"
+#include "tensor/shape_text.h"
 
 namespace quaver {
 namespace {
@@ -55,7 +56,7 @@ void require_shape(const Output& operand, std::int64_t rows, std::int64_t cols, 
     require(!present || (present.shape().size() == 2 && present.cols() == cols &&
                          (rows < 0 || present.rows() == rows)),
             "linear: expected an {} of shape [{}, {}], found {}", name,
-            rows < 0 ? "rows" : std::to_string(rows), cols, to_string(present.shape()));
+            rows < 0 ? "rows" : std::to_string(rows), cols, ShapeText(present.shape()));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "ops/contracts.h"
 
 #include "base/check.h"
+#include "tensor/shape_text.h"
 
 namespace quaver {
 namespace {
@@ -19,7 +20,7 @@ class Operands {
     require(tensor.dtype() == dtype, "{}: {} has type {}, expected {}", operation_, name,
             name_of(tensor.dtype()), name_of(dtype));
     require(tensor.shape() == shape, "{}: {} has shape {}, expected {}", operation_, name,
-            to_string(tensor.shape()), to_string(shape));
+            ShapeText(tensor.shape()), ShapeText(shape));
   }
   void expect_contiguous(const Tensor& tensor, const char* name, DType dtype, const Shape& shape) const {
     expect(tensor, name, dtype, shape);
@@ -36,7 +37,7 @@ class Operands {
     require(is_real(tensor.dtype()), "{}: {} has type {}, expected f32 or bf16", operation_, name,
             name_of(tensor.dtype()));
     require(tensor.shape().size() == 2, "{}: {} has shape {}, expected a matrix", operation_, name,
-            to_string(tensor.shape()));
+            ShapeText(tensor.shape()));
   }
   /// A contiguous f32 matrix of any number of rows.
   void expect_table(const Tensor& tensor, const char* name, std::int64_t cols) const {
@@ -126,7 +127,7 @@ void check_tables(const Operands& operands, const HeadTransform& transform, cons
   if (!transform.cosine) return;
   require(transform.cosine.shape().size() == 2 && 2 * transform.cosine.cols() <= transform.head_dim,
           "transform_heads: rotary tables of shape {} for heads of size {}",
-          to_string(transform.cosine.shape()), transform.head_dim);
+          ShapeText(transform.cosine.shape()), transform.head_dim);
   operands.expect_contiguous(transform.cosine, "cosine", DType::f32, transform.cosine.shape());
   operands.expect_contiguous(transform.sine, "sine", DType::f32, transform.cosine.shape());
   operands.expect_contiguous(positions, "positions", DType::i32, {rows});
@@ -147,8 +148,8 @@ GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const
           any_quantized ? "both f32, or bf16 and quantised in any combination but e5m2 by e5m2"
                         : "both f32, both bf16, or fp8 but not both e5m2");
   const GemmSize size = size_of_product(kind, a, b);
-  require(contraction_of_b(kind, b) == size.k, "{}: shapes {} and {} do not fit", name_of(kind),
-          to_string({a.rows(), a.cols()}), to_string({b.rows(), b.cols()}));
+  require(contraction_of_b(kind, b) == size.k, "{}: shapes [{}, {}] and [{}, {}] do not fit", name_of(kind),
+          a.rows(), a.cols(), b.rows(), b.cols());
   for (const auto& [operand, name] : {std::pair(&a, "scale_inv of a"), std::pair(&b, "scale_inv of b")}) {
     if (has_one_scale(*operand)) operands.expect(operand->scale_inv, name, DType::f32, {1});
     operands.expect_optional(operand->scale_inv, name, DType::f32, {1});
@@ -192,13 +193,12 @@ void check_gather(std::span<const Tensor> sources, const Tensor& destination) {
   require(destination.defined() && destination.contiguous(), "gather: expected a contiguous destination");
   const auto count = static_cast<std::int64_t>(sources.size());
   for (const Tensor& source : sources) {
-    require(
-        source.defined() && source.contiguous() && source.dtype() == destination.dtype() &&
-            source.elements() * count == destination.elements(),
-        "gather: expected {} contiguous tensors of {} that fill a destination of {} elements, found {} {}",
-        count, name_of(destination.dtype()), destination.elements(),
-        source.defined() ? name_of(source.dtype()) : "absent",
-        source.defined() ? to_string(source.shape()) : "");
+    require(source.defined() && source.contiguous() && source.dtype() == destination.dtype() &&
+                source.elements() * count == destination.elements(),
+            "gather: expected {} contiguous tensors of {} that fill a destination of {} elements, found {} "
+            "of {} elements",
+            count, name_of(destination.dtype()), destination.elements(),
+            source.defined() ? name_of(source.dtype()) : "absent", source.defined() ? source.elements() : 0);
   }
 }
 
@@ -216,8 +216,8 @@ void check_convert(const Tensor& source, const Tensor& destination) {
   require(is_real(source.dtype()) && is_real(destination.dtype()) && source.contiguous() &&
               destination.contiguous() && source.shape() == destination.shape(),
           "convert: expected contiguous real tensors of one shape, found {} {} and {} {}",
-          name_of(source.dtype()), to_string(source.shape()), name_of(destination.dtype()),
-          to_string(destination.shape()));
+          name_of(source.dtype()), ShapeText(source.shape()), name_of(destination.dtype()),
+          ShapeText(destination.shape()));
 }
 
 void check_cast(const Tensor& x, const Output& output) {
