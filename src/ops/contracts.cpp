@@ -192,13 +192,15 @@ void check_copy(const Tensor& source, const Tensor& destination) {
 void check_gather(std::span<const Tensor> sources, const Tensor& destination) {
   require(destination.defined() && destination.contiguous(), "gather: expected a contiguous destination");
   const auto count = static_cast<std::int64_t>(sources.size());
+  const Shape none;
   for (const Tensor& source : sources) {
-    require(source.defined() && source.contiguous() && source.dtype() == destination.dtype() &&
-                source.elements() * count == destination.elements(),
-            "gather: expected {} contiguous tensors of {} that fill a destination of {} elements, found {} "
-            "of {} elements",
-            count, name_of(destination.dtype()), destination.elements(),
-            source.defined() ? name_of(source.dtype()) : "absent", source.defined() ? source.elements() : 0);
+    require(
+        source.defined() && source.contiguous() && source.dtype() == destination.dtype() &&
+            source.elements() * count == destination.elements(),
+        "gather: expected {} contiguous tensors of {} that fill a destination of {} elements, found {} {}",
+        count, name_of(destination.dtype()), destination.elements(),
+        source.defined() ? name_of(source.dtype()) : "absent",
+        ShapeText(source.defined() ? source.shape() : none));
   }
 }
 
