@@ -98,7 +98,9 @@ class CompletionServer::Implementation {
   int start() {
     const int port = bind();
     if (port <= 0)
-      fail(ErrorKind::failure, "serve: cannot listen on {} port {}", options_.host, options_.port);
+      fail(ErrorKind::failure,
+           "serve: cannot listen on {} port {}. Hint: is another program there? --port 0 takes a free port",
+           options_.host, options_.port);
     ::listen(socket_, kBacklog);  // again, with more room
     thread_ = std::thread([this] { server_.listen_after_bind(); });
     while (!server_.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
