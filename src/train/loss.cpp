@@ -1,5 +1,6 @@
 #include "train/loss.h"
 
+#include <algorithm>
 #include <numbers>
 #include <numeric>
 
@@ -38,8 +39,12 @@ LossSum& LossSum::operator+=(const LossSum& other) {
 
 DeviceBatch upload_batch(Backend& backend, const HostBatch& batch) {
   const Shape shape{batch.batch * batch.length};
+  // Absent says the same as zeros, and that there are no borders: a backend may have a faster attention without.
+  const bool has_borders =
+      std::any_of(batch.first_key.begin(), batch.first_key.end(), [](auto key) { return key != 0; });
   return {{batch.batch, batch.length, upload(backend, batch.tokens, shape),
-           upload(backend, batch.positions, shape), upload(backend, batch.first_key, shape)},
+           upload(backend, batch.positions, shape),
+           has_borders ? upload(backend, batch.first_key, shape) : Tensor()},
           upload(backend, batch.targets, shape)};
 }
 

@@ -82,11 +82,29 @@ class StrictLibrary final : public cuda::MatrixLibrary {
   }
 };
 
+/// Takes every call that suits, and computes it with the kernels of our own.
+class OwnAttentionLibrary final : public cuda::AttentionLibrary {
+ public:
+  std::string describe() const override { return "emulated library"; }
+  std::optional<std::int64_t> workspace(const cuda::AttentionCall& call,
+                                        const cuda::AttentionGradients* gradients) override {
+    return gradients ? cuda::attention_workspace(call.shape) : 0;
+  }
+  void run(const cuda::AttentionCall& call, const cuda::AttentionGradients* gradients,
+           void* memory) override {
+    if (!gradients) return cuda::launch_attention(call, nullptr);
+    cuda::AttentionGradients with_memory = *gradients;
+    with_memory.workspace = memory;
+    cuda::launch_attention_backward(call, with_memory, nullptr);
+  }
+};
+
 }  // namespace
 
 std::shared_ptr<Backend> make_emulated_backend(bool plain_products, bool records) {
   return std::make_shared<cuda::DeviceBackend>(std::make_unique<EmulatedRuntime>(records),
-                                               plain_products ? nullptr : std::make_unique<StrictLibrary>());
+                                               plain_products ? nullptr : std::make_unique<StrictLibrary>(),
+                                               std::make_unique<OwnAttentionLibrary>());
 }
 
 }  // namespace quaver::testing

@@ -27,11 +27,36 @@ AttentionCall call_of(const AttentionShape& shape, const Tensor& q, const Tensor
 
 }  // namespace
 
+std::string DeviceBackend::describe() const {
+  if (!attention_library_) return runtime_->describe();
+  return runtime_->describe() + ", attention without document borders by " + attention_library_->describe();
+}
+
+bool DeviceBackend::attend_in_library(const AttentionCall& call, const AttentionGradients* gradients) {
+  if (!attention_library_ || !suits_attention_library(call, gradients)) return false;
+  const std::optional<std::int64_t> bytes = attention_library_->workspace(call, gradients);
+  if (!bytes) return false;
+  const Tensor workspace = allocate(DType::u8, {*bytes});
+  const bool backward = gradients != nullptr;
+  const AttentionGradients g = backward ? *gradients : AttentionGradients{};
+  const auto start = [library = attention_library_.get(), call, g, backward, memory = workspace.raw()] {
+    library->run(call, backward ? &g : nullptr, memory);
+  };
+  const AttentionShape& s = call.shape;
+  const auto with = [&](const auto&... values) {
+    queue_.add("attention_library", start, s.batch, s.query_len, s.heads, s.kv_heads, s.head_dim, s.scale,
+               backward, call.lse, call.lse_stride, workspace.raw(), values...);
+  };
+  // Matrices have no padding: they compare by their bytes.
+  with(call.q, call.k, call.v, call.out, g.dout, g.dq, g.dk, g.dv);
+  return true;
+}
+
 void DeviceBackend::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& first_key, const Tensor& out, const Tensor& lse) {
   check_attention(shape, q, k, v, first_key, out, lse);
-  launch_attention(call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products()),
-                   stream());
+  const AttentionCall call = call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products());
+  if (!attend_in_library(call, nullptr)) launch_attention(call, stream());
 }
 
 void DeviceBackend::attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q,
@@ -39,9 +64,12 @@ void DeviceBackend::attention_backward(const AttentionShape& shape, const Tensor
                                        const Tensor& out, const Tensor& lse, const Tensor& dq,
                                        const Tensor& dk, const Tensor& dv) {
   check_attention_backward(shape, dout, q, k, v, first_key, out, lse, dq, dk, dv);
+  const AttentionCall call = call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products());
+  AttentionGradients gradients{matrix(dout), matrix(dq), matrix(dk), matrix(dv)};
+  if (attend_in_library(call, &gradients)) return;
   const Tensor workspace = allocate(DType::u8, {attention_workspace(shape)});
-  launch_attention_backward(call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products()),
-                            {matrix(dout), matrix(dq), matrix(dk), matrix(dv), workspace.raw()}, stream());
+  gradients.workspace = workspace.raw();
+  launch_attention_backward(call, gradients, stream());
 }
 
 }  // namespace quaver::cuda

@@ -12,6 +12,7 @@
 
 #include "ops/arena.h"
 #include "ops/contracts.h"
+#include "ops/cuda/attention_library.h"
 #include "ops/cuda/stream.h"
 #include "ops/cuda/work_queue.h"
 #include "quaver/backend.h"
@@ -74,12 +75,13 @@ class MatrixLibrary {
 
 class DeviceBackend final : public Backend {
  public:
-  /// Without a library, products run on a plain kernel of our own.
-  DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library);
+  /// Without a library, products run on a plain kernel of our own; without one of attention, all of it on our own kernels.
+  DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library,
+                std::unique_ptr<AttentionLibrary> attention = nullptr);
 
   std::string_view name() const override { return "cuda"; }
   Device device() const override { return Device::cuda; }
-  std::string describe() const override { return runtime_->describe(); }
+  std::string describe() const override;
   bool needs_transposed_fp8() const override { return runtime_->needs_transposed_fp8(); }
 
   void run_repeated(const std::function<void()>& work) override { queue_.run(work); }
@@ -148,9 +150,12 @@ class DeviceBackend final : public Backend {
   bool multiply_padded(const Product& product, const Tensor& bias, bool accumulate);
   /// Throws if a kernel met an index outside its table since the last call.
   void report_faults();
+  /// Queues the call in the attention library; false, with nothing queued, where there is none or it does not take it.
+  bool attend_in_library(const AttentionCall& call, const AttentionGradients* gradients);
 
   std::unique_ptr<DeviceRuntime> runtime_;
   std::unique_ptr<MatrixLibrary> library_;
+  std::unique_ptr<AttentionLibrary> attention_library_;
   struct LastGemm {
     Product product;  ///< as it was multiplied
     bool in_library, by_fp32_result;

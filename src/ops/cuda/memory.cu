@@ -95,9 +95,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library)
+DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique_ptr<MatrixLibrary> library,
+                             std::unique_ptr<AttentionLibrary> attention)
     : runtime_(std::move(runtime)),
       library_(std::move(library)),
+      attention_library_(std::move(attention)),
       queue_(runtime_->stream(), [this](const std::vector<Work>& list) { return runtime_->record(list); }),
       arena_(std::make_shared<Arena>(runtime_->memory())),
       faults_(std::make_shared<Arena>(runtime_->host_memory())->allocate(kFaultKinds * sizeof(std::int32_t)),

@@ -7,6 +7,7 @@
 #include "ops/backend_facts.h"
 #include "ops/cuda/chip_types.h"
 #include "ops/cuda/device/cublas_loader.h"
+#include "ops/cuda/device/cudnn.h"
 #include "ops/cuda/device/runtime.h"
 
 namespace quaver {
@@ -49,6 +50,13 @@ LibraryFact cublas_fact() {
   return {"cuBLASLt", fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100)};
 }
 
+/// On which stream it would run does not matter here.
+LibraryFact attention_fact() {
+  const cuda::FoundAttention found = cuda::choose_attention(nullptr);
+  return {"attention without document borders",
+          found.library ? found.library->describe() : fmt::format("Quaver's own kernels: {}", found.why_not)};
+}
+
 }  // namespace
 
 BackendFacts find_cuda_facts() {
@@ -73,6 +81,11 @@ BackendFacts find_cuda_facts() {
   }
   try {
     facts.libraries.push_back(cublas_fact());
+  } catch (const Error& error) {
+    missing.emplace_back(error.what());
+  }
+  try {
+    facts.libraries.push_back(attention_fact());
   } catch (const Error& error) {
     missing.emplace_back(error.what());
   }
