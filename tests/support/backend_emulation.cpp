@@ -92,10 +92,27 @@ class OwnAttentionLibrary final : public cuda::AttentionLibrary {
   }
   void run(const cuda::AttentionCall& call, const cuda::AttentionGradients* gradients,
            void* memory) override {
-    if (!gradients) return cuda::launch_attention(call, nullptr);
+    const AttentionShape& shape = call.shape;
+    std::vector<float> sums(static_cast<std::size_t>(shape.batch * shape.query_len * shape.heads));
+    // Calls f with each sum and its place in the packed [batch, heads, query_len].
+    const auto for_sums = [&](const auto& f) {
+      for (std::int64_t i = 0; call.lse && i < static_cast<std::int64_t>(sums.size()); ++i) {
+        const std::int64_t row = i / shape.heads, sequence = row / shape.query_len;
+        f(sums[static_cast<std::size_t>(i)],
+          call.lse[(sequence * shape.heads + i % shape.heads) * shape.query_len + row % shape.query_len]);
+      }
+    };
+    cuda::AttentionCall by_rows = call;
+    by_rows.lse = call.lse ? sums.data() : nullptr;
+    by_rows.lse_stride = shape.heads;
+    if (!gradients) {
+      cuda::launch_attention(by_rows, nullptr);
+      return for_sums([](float sum, float& packed) { packed = sum; });
+    }
+    for_sums([](float& sum, float packed) { sum = packed; });
     cuda::AttentionGradients with_memory = *gradients;
     with_memory.workspace = memory;
-    cuda::launch_attention_backward(call, with_memory, nullptr);
+    cuda::launch_attention_backward(by_rows, with_memory, nullptr);
   }
 };
 

@@ -17,6 +17,7 @@ constexpr std::int64_t kLibraryLengths = 128;
 class AttentionLibrary {
  public:
   virtual ~AttentionLibrary() = default;
+  // In its calls lse is packed: [batch, heads, query_len].
   /// Name and version.
   virtual std::string describe() const = 0;
   /// Bytes of workspace of a call that suits (below); nothing: the library cannot compute it. The first call of its sizes

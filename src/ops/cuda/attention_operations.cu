@@ -1,5 +1,6 @@
 #include "ops/cuda/attention.h"
 #include "ops/cuda/device_backend.h"
+#include "ops/cuda/matrix.cuh"
 
 namespace quaver::cuda {
 namespace {
@@ -25,6 +26,29 @@ AttentionCall call_of(const AttentionShape& shape, const Tensor& q, const Tensor
   return call;
 }
 
+constexpr int kSumsThreads = 256;
+
+/// Where element i of [batch, heads, queries] lies in [batch * queries, heads].
+__device__ inline std::int64_t place_in_rows(std::int64_t i, std::int64_t stride, std::int64_t heads,
+                                             std::int64_t queries) {
+  const std::int64_t head = i / queries % heads, sequence = i / queries / heads;
+  return (sequence * queries + i % queries) * stride + head;
+}
+
+__global__ void __launch_bounds__(kSumsThreads)
+    pack_sums(float* rows, std::int64_t stride, float* packed, std::int64_t heads, std::int64_t queries,
+              std::int64_t count) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) packed[i] = rows[place_in_rows(i, stride, heads, queries)];
+}
+
+__global__ void __launch_bounds__(kSumsThreads)
+    unpack_sums(float* rows, std::int64_t stride, float* packed, std::int64_t heads, std::int64_t queries,
+                std::int64_t count) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) rows[place_in_rows(i, stride, heads, queries)] = packed[i];
+}
+
 }  // namespace
 
 std::string DeviceBackend::describe() const {
@@ -36,19 +60,26 @@ bool DeviceBackend::attend_in_library(const AttentionCall& call, const Attention
   if (!attention_library_ || !suits_attention_library(call, gradients)) return false;
   const std::optional<std::int64_t> bytes = attention_library_->workspace(call, gradients);
   if (!bytes) return false;
-  const Tensor workspace = allocate(DType::u8, {*bytes});
-  const bool backward = gradients != nullptr;
-  const AttentionGradients g = backward ? *gradients : AttentionGradients{};
-  const auto start = [library = attention_library_.get(), call, g, backward, memory = workspace.raw()] {
-    library->run(call, backward ? &g : nullptr, memory);
-  };
   const AttentionShape& s = call.shape;
-  const auto with = [&](const auto&... values) {
-    queue_.add("attention_library", start, s.batch, s.query_len, s.heads, s.kv_heads, s.head_dim, s.scale,
-               backward, call.lse, call.lse_stride, workspace.raw(), values...);
+  const bool backward = gradients != nullptr;
+  const Tensor workspace = allocate(DType::u8, {*bytes});
+  const Tensor packed = call.lse ? allocate(DType::f32, {s.batch, s.heads, s.query_len}) : Tensor();
+  const auto move_sums = [&](auto kernel) {
+    launch("attention_sums", kernel, {blocks_for(packed.elements(), kSumsThreads), kSumsThreads}, stream(),
+           call.lse, call.lse_stride, packed.data<float>(), s.heads, s.query_len, packed.elements());
+  };
+  if (backward) move_sums(pack_sums);
+  AttentionCall of_library = call;
+  of_library.lse = call.lse ? packed.data<float>() : nullptr;
+  const AttentionGradients g = backward ? *gradients : AttentionGradients{};
+  const auto start = [library = attention_library_.get(), of_library, g, backward, memory = workspace.raw()] {
+    library->run(of_library, backward ? &g : nullptr, memory);
   };
   // Matrices have no padding: they compare by their bytes.
-  with(call.q, call.k, call.v, call.out, g.dout, g.dq, g.dk, g.dv);
+  queue_.add("attention_library", start, s.batch, s.query_len, s.heads, s.kv_heads, s.head_dim, s.scale,
+             backward, of_library.lse, workspace.raw(), call.q, call.k, call.v, call.out, g.dout, g.dq, g.dk,
+             g.dv);
+  if (!backward && call.lse) move_sums(unpack_sums);
   return true;
 }
 

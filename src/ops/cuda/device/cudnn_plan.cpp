@@ -24,12 +24,11 @@ Tensor_attributes queries(const AttentionShape& shape, const AttentionMatrix& ma
 Tensor_attributes keys(const AttentionShape& shape, const AttentionMatrix& matrix) {
   return heads_of(shape, shape.kv_heads, matrix.stride);
 }
-Tensor_attributes sums(const AttentionCall& call) {
-  const AttentionShape& shape = call.shape;
+Tensor_attributes sums(const AttentionShape& shape) {
   return Tensor_attributes()
       .set_data_type(fe::DataType_t::FLOAT)
       .set_dim({shape.batch, shape.heads, shape.query_len, 1})
-      .set_stride({shape.query_len * call.lse_stride, 1, call.lse_stride, 1});
+      .set_stride({shape.heads * shape.query_len, shape.query_len, 1, 1});
 }
 
 /// Gives a result of the graph its place in memory.
@@ -52,7 +51,7 @@ void add_forward(fe::graph::Graph& graph, const AttentionCall& call) {
                      .set_causal_mask(true)
                      .set_attn_scale(shape.scale));
   write(out, queries(shape, call.out), kOut);
-  if (call.lse) write(lse, sums(call), kLse);
+  if (call.lse) write(lse, sums(shape), kLse);
 }
 
 void add_backward(fe::graph::Graph& graph, const AttentionCall& call, const AttentionGradients& gradients) {
@@ -60,7 +59,7 @@ void add_backward(fe::graph::Graph& graph, const AttentionCall& call, const Atte
   const auto [dq, dk, dv] = graph.sdpa_backward(
       graph.tensor(queries(shape, call.q).set_uid(kQ)), graph.tensor(keys(shape, call.k).set_uid(kK)),
       graph.tensor(keys(shape, call.v).set_uid(kV)), graph.tensor(queries(shape, call.out).set_uid(kOut)),
-      graph.tensor(queries(shape, gradients.dout).set_uid(kDout)), graph.tensor(sums(call).set_uid(kLse)),
+      graph.tensor(queries(shape, gradients.dout).set_uid(kDout)), graph.tensor(sums(shape).set_uid(kLse)),
       fe::graph::SDPA_backward_attributes()
           .set_name("attention_backward")
           .set_causal_mask(true)
@@ -83,16 +82,15 @@ CudnnKey cudnn_key(const AttentionCall& call, const AttentionGradients* gradient
                shape.head_dim,
                std::bit_cast<std::int32_t>(shape.scale),
                call.lse != nullptr,
-               call.lse_stride,
                call.q.stride,
                call.k.stride,
                call.v.stride,
                call.out.stride};
   if (!gradients) return key;
-  key[13] = gradients->dout.stride;
-  key[14] = gradients->dq.stride;
-  key[15] = gradients->dk.stride;
-  key[16] = gradients->dv.stride;
+  key[12] = gradients->dout.stride;
+  key[13] = gradients->dq.stride;
+  key[14] = gradients->dk.stride;
+  key[15] = gradients->dv.stride;
   return key;
 }
 

@@ -13,7 +13,7 @@
 namespace quaver::cuda {
 
 /// Everything that a plan depends on; equal keys share one.
-using CudnnKey = std::array<std::int64_t, 17>;
+using CudnnKey = std::array<std::int64_t, 16>;
 CudnnKey cudnn_key(const AttentionCall& call, const AttentionGradients* gradients);
 
 struct CudnnPlan {

@@ -53,8 +53,9 @@ LibraryFact cublas_fact() {
 /// On which stream it would run does not matter here.
 LibraryFact attention_fact() {
   const cuda::FoundAttention found = cuda::choose_attention(nullptr);
-  return {"attention without document borders",
-          found.library ? found.library->describe() : fmt::format("Quaver's own kernels: {}", found.why_not)};
+  if (!found.library) return {"attention", fmt::format("Quaver's own kernels: {}", found.why_not)};
+  return {"attention",
+          fmt::format("{}; with document borders Quaver's own kernels", found.library->describe())};
 }
 
 }  // namespace
