@@ -18,7 +18,7 @@ class AttentionLibrary {
  public:
   virtual ~AttentionLibrary() = default;
   // In its calls lse is packed: [batch, heads, query_len].
-  /// Name and version.
+  /// Name and version; then, if it could not compute a call that suits, the last of those and why.
   virtual std::string describe() const = 0;
   /// Bytes of workspace of a call that suits (below); nothing: the library cannot compute it. The first call of its sizes
   /// and strides makes a plan: host work, nothing is queued. `gradients`: null of forward.

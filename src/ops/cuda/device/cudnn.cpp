@@ -30,18 +30,16 @@ class Cudnn final : public AttentionLibrary {
 
   std::string describe() const override {
     const std::size_t version = cudnn_frontend::detail::get_backend_version();
-    return fmt::format("cuDNN {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+    const std::string name =
+        fmt::format("cuDNN {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+    if (refusal_.empty()) return name;
+    return fmt::format("{} (not all: {})", name, refusal_);
   }
 
   std::optional<std::int64_t> workspace(const AttentionCall& call,
                                         const AttentionGradients* gradients) override {
     const auto [at, is_new] = plans_.try_emplace(cudnn_key(call, gradients));
-    // The frontend's loader throws what it does not find.
-    try {
-      if (is_new) at->second = make_cudnn_plan(handle_, call, gradients);
-    } catch (const std::exception&) {
-      return std::nullopt;
-    }
+    if (is_new) at->second = make_plan(call, gradients);
     if (!at->second) return std::nullopt;
     return at->second->workspace;
   }
@@ -56,8 +54,23 @@ class Cudnn final : public AttentionLibrary {
   }
 
  private:
+  std::unique_ptr<CudnnPlan> make_plan(const AttentionCall& call, const AttentionGradients* gradients) {
+    MadePlan made;
+    try {
+      made = make_cudnn_plan(handle_, call, gradients);
+    } catch (const std::exception& error) {  // the frontend's loader throws what it does not find
+      made.why_not = error.what();
+    }
+    if (!made.plan) {
+      refusal_ = fmt::format("{} of head size {} was refused, {}", gradients ? "backward" : "forward",
+                             call.shape.head_dim, made.why_not.substr(0, made.why_not.find('\n')));
+    }
+    return std::move(made.plan);
+  }
+
   cudnnHandle_t handle_;
   std::map<CudnnKey, std::unique_ptr<CudnnPlan>> plans_;  // null: cuDNN cannot
+  std::string refusal_;                                   // the last of those, for reports
 };
 
 /// Throws std::runtime_error where a library of CUDA is missing that the frontend loads.

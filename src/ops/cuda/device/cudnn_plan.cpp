@@ -94,8 +94,8 @@ CudnnKey cudnn_key(const AttentionCall& call, const AttentionGradients* gradient
   return key;
 }
 
-std::unique_ptr<CudnnPlan> make_cudnn_plan(cudnnHandle_t handle, const AttentionCall& call,
-                                           const AttentionGradients* gradients) {
+MadePlan make_cudnn_plan(cudnnHandle_t handle, const AttentionCall& call,
+                         const AttentionGradients* gradients) {
   auto plan = std::make_unique<CudnnPlan>();
   plan->graph.set_io_data_type(fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
@@ -105,9 +105,10 @@ std::unique_ptr<CudnnPlan> make_cudnn_plan(cudnnHandle_t handle, const Attention
   } else {
     add_forward(plan->graph, call);
   }
-  if (plan->graph.build(handle, {fe::HeurMode_t::A}).is_bad()) return nullptr;
-  if (plan->graph.get_workspace_size(plan->workspace).is_bad()) return nullptr;
-  return plan;
+  auto status = plan->graph.build(handle, {fe::HeurMode_t::A});
+  if (status.is_good()) status = plan->graph.get_workspace_size(plan->workspace);
+  if (status.is_bad()) return {nullptr, status.get_message()};
+  return {std::move(plan), ""};
 }
 
 std::unordered_map<std::int64_t, void*> cudnn_operands(const AttentionCall& call,

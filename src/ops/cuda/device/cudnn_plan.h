@@ -5,7 +5,8 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
+#include <memory>
+#include <string>
 #include <unordered_map>
 
 #include "ops/cuda/attention_library.h"
@@ -21,9 +22,13 @@ struct CudnnPlan {
   std::int64_t workspace = 0;
 };
 
-/// Nothing if cuDNN has no engine for the call on this chip.
-std::unique_ptr<CudnnPlan> make_cudnn_plan(cudnnHandle_t handle, const AttentionCall& call,
-                                           const AttentionGradients* gradients);
+/// A plan, or why cuDNN has none for the call on this chip.
+struct MadePlan {
+  std::unique_ptr<CudnnPlan> plan;
+  std::string why_not;
+};
+MadePlan make_cudnn_plan(cudnnHandle_t handle, const AttentionCall& call,
+                         const AttentionGradients* gradients);
 
 /// The call's memory by the names that its plan gave to it.
 std::unordered_map<std::int64_t, void*> cudnn_operands(const AttentionCall& call,
