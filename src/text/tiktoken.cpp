@@ -1,5 +1,6 @@
 #include "text/tiktoken.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <functional>
@@ -62,6 +63,7 @@ std::string_view first_line(std::string_view text) {
 
 std::vector<std::string> parse_ranks(std::string_view content) {
   std::vector<std::string> tokens;
+  const auto lines = static_cast<std::size_t>(std::count(content.begin(), content.end(), '\n')) + 1;
   for (std::size_t number = 1; !content.empty(); ++number) {
     const std::string_view text = first_line(content);
     content.remove_prefix(std::min(content.size(), text.size() + 1));
@@ -69,6 +71,7 @@ std::vector<std::string> parse_ranks(std::string_view content) {
     auto line = parse_line(text);
     if (!line) fail(ErrorKind::data, "line {}: expected a token in base64, a space, and a rank", number);
     const auto rank = static_cast<std::size_t>(line->rank);
+    check_largest_id(line->rank, lines, fmt::format("line {}", number));
     if (rank >= tokens.size()) tokens.resize(rank + 1);
     if (!tokens[rank].empty()) fail(ErrorKind::data, "line {}: the rank {} occurs twice", number, rank);
     tokens[rank] = std::move(line->bytes);

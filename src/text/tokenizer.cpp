@@ -51,11 +51,18 @@ std::shared_ptr<const Tokenizer> parse(const std::string& content, const std::st
 
 }  // namespace
 
+void check_largest_id(std::int64_t largest, std::size_t tokens, const std::string& where) {
+  if (largest - static_cast<std::int64_t>(tokens) < kMostUnusedIds) return;
+  fail(ErrorKind::data, "{}: the id {} among {} tokens leaves more than {} ids unused", where, largest,
+       tokens, kMostUnusedIds);
+}
+
 Tokenizer::Tokenizer(std::vector<std::string> tokens, std::vector<AddedToken> added,
                      std::int32_t document_token)
     : tokens_(std::move(tokens)), added_tokens_(std::move(added)), document_token_(document_token) {
   for (const AddedToken& token : added_tokens_) {
     const auto id = static_cast<std::size_t>(token.id);
+    check_largest_id(token.id, tokens_.size() + added_tokens_.size(), "added tokens");
     if (id >= tokens_.size()) tokens_.resize(id + 1);
     tokens_[id] = token.text;
   }

@@ -71,6 +71,7 @@ Ids read_vocab(const json& model, BpeDefinition& definition) {
     largest = std::max(largest, id);
     ids.emplace(text, id);
   }
+  check_largest_id(largest, ids.size(), "model.vocab");
   definition.tokens.resize(static_cast<std::size_t>(largest) + 1);
   definition.other_tokens.resize(definition.tokens.size());
   std::vector<bool> taken(definition.tokens.size());

@@ -174,6 +174,9 @@ TEST(Tiktoken, DamagedLinesAreNamed) {
   EXPECT_TRUE(contains(refused(small_tiktoken() + "dG== 9999999999\n"), "line 259"));
   EXPECT_TRUE(contains(refused(small_tiktoken() + "dGho 5\n"), "the rank 5 occurs twice"));
   EXPECT_TRUE(contains(refused(small_tiktoken() + "dGg= 258\n"), "the token of rank 258 occurs twice"));
+  // Found by fuzzing: 12 bytes that asked for 4.7 million tokens.
+  EXPECT_TRUE(
+      contains(refused("AA== 4677095"), "line 1: the id 4677095 among 1 tokens leaves more than 65536"));
 }
 
 TEST(TokenizerFiles, AFolderIsItsTokenizerJson) {
