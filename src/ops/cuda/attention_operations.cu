@@ -27,6 +27,8 @@ AttentionCall call_of(const AttentionShape& shape, const Tensor& q, const Tensor
 }
 
 constexpr int kSumsThreads = 256;
+/// A library's deterministic backward may want gigabytes, which a training run needs for its activations.
+constexpr std::int64_t kMostWorkspace = std::int64_t{512} << 20;
 
 /// Where element i of [batch, heads, queries] lies in [batch * queries, heads].
 __device__ inline std::int64_t place_in_rows(std::int64_t i, std::int64_t stride, std::int64_t heads,
@@ -59,7 +61,7 @@ std::string DeviceBackend::describe() const {
 bool DeviceBackend::attend_in_library(const AttentionCall& call, const AttentionGradients* gradients) {
   if (!attention_library_ || !suits_attention_library(call, gradients)) return false;
   const std::optional<std::int64_t> bytes = attention_library_->workspace(call, gradients);
-  if (!bytes) return false;
+  if (!bytes || *bytes > kMostWorkspace) return false;
   const AttentionShape& s = call.shape;
   const bool backward = gradients != nullptr;
   const Tensor workspace = allocate(DType::u8, {*bytes});
