@@ -138,7 +138,7 @@ Tensor LanguageModel::extend(Context& context, const Tensor& tokens,
   const auto rows = static_cast<std::int64_t>(positions.size());
   require(rows > 0, "model: no sequence to extend");
   require(tokens.shape() == Shape{rows}, "model: expected {} tokens, found shape {}", rows,
-          to_string(tokens.shape()));
+          ShapeText(tokens.shape()));
 
   const TokenBatch batch{1, rows, tokens, upload(*backend_, positions, {rows}), {}};
   NormInput x = embed(context, batch);

@@ -120,8 +120,8 @@ Linear::Linear(Backend& backend, const Options& options, std::shared_ptr<Paramet
   require(bias_begin >= 0 && bias_count >= 0 && bias_begin + bias_count <= out,
           "linear: bias columns [{}, {}) of {} output features", bias_begin, bias_begin + bias_count, out);
   if (owns_weight_) weight_ = std::make_shared<Parameter>(backend, Shape{out, in});
-  require(weight_->value.shape() == Shape{out, in}, "linear: a shared weight of shape {}, expected {}",
-          to_string(weight_->value.shape()), to_string({out, in}));
+  require(weight_->value.shape() == Shape{out, in}, "linear: a shared weight of shape {}, expected [{}, {}]",
+          ShapeText(weight_->value.shape()), out, in);
   if (bias_count > 0) bias_ = std::make_unique<Parameter>(backend, Shape{bias_count});
 }
 

@@ -12,6 +12,11 @@ namespace {
 
 constexpr int kBias = 127;  // of FP32
 
+/// 448 and 57344 lie in the binades of 2^8 and 2^15.
+int top_binade(DType format) {
+  return format == DType::e5m2 ? 15 : 8;
+}
+
 /// The largest magnitude that encodes to zero: half the smallest subnormal, which rounds to even.
 double underflow_limit(DType format) {
   return format == DType::e5m2 ? 0x1p-17 : 0x1p-10;
@@ -86,7 +91,7 @@ BlockForecast forecast_blocks(const ExponentHistogram& histogram, DType format, 
   if (numbers == 0) return forecast;
   // 448 = 1.75 * 2^8: a block whose largest number lies in the binade of 2^t takes the scale 2^(8-t), or 2^(7-t) if that
   // number is above 1.75 * 2^t. 57344 = 1.75 * 2^15.
-  const int limit = std::ilogb(underflow_limit(format)) - (format == DType::e5m2 ? 15 : 8);
+  const int limit = std::ilogb(underflow_limit(format)) - top_binade(format);
   const double all = numbers + static_cast<double>(histogram.zeros);
   // Of the other numbers of a block, the chance that one lies in the binade of 2^t or above.
   const auto meets = [&](int t) {
@@ -109,8 +114,8 @@ BlockForecast forecast_blocks(const ExponentHistogram& histogram, DType format, 
 }
 
 float best_scale(const ExponentHistogram& histogram, DType format) {
-  // 448 and 57344 lie in the binades of 2^8 and 2^15: numbers below those limits never saturate.
-  return std::ldexp(1.0f, std::clamp((format == DType::e5m2 ? 15 : 8) - (histogram.top + 1), -126, 127));
+  // Numbers below the largest one's binade never saturate.
+  return std::ldexp(1.0f, std::clamp(top_binade(format) - (histogram.top + 1), -126, 127));
 }
 
 }  // namespace quaver

@@ -4,13 +4,14 @@
 #include "base/check.h"
 #include "quaver/backend.h"
 #include "quaver/fp8_format.h"
+#include "tensor/shape_text.h"
 
 namespace quaver {
 namespace {
 
 void require_size(std::size_t found, const Shape& shape) {
   require(static_cast<std::int64_t>(found) == element_count(shape), "upload: {} values for shape {}", found,
-          to_string(shape));
+          ShapeText(shape));
 }
 
 float element_to_float(DType dtype, const std::byte* address) {

@@ -71,7 +71,7 @@ std::vector<std::string> parse_ranks(std::string_view content) {
     auto line = parse_line(text);
     if (!line) fail(ErrorKind::data, "line {}: expected a token in base64, a space, and a rank", number);
     const auto rank = static_cast<std::size_t>(line->rank);
-    check_largest_id(line->rank, lines, fmt::format("line {}", number));
+    check_largest_id(line->rank, lines, "line", number);
     if (rank >= tokens.size()) tokens.resize(rank + 1);
     if (!tokens[rank].empty()) fail(ErrorKind::data, "line {}: the rank {} occurs twice", number, rank);
     tokens[rank] = std::move(line->bytes);

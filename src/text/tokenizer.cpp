@@ -51,10 +51,10 @@ std::shared_ptr<const Tokenizer> parse(const std::string& content, const std::st
 
 }  // namespace
 
-void check_largest_id(std::int64_t largest, std::size_t tokens, const std::string& where) {
+void check_largest_id(std::int64_t largest, std::size_t tokens, std::string_view where, std::size_t line) {
   if (largest - static_cast<std::int64_t>(tokens) < kMostUnusedIds) return;
-  fail(ErrorKind::data, "{}: the id {} among {} tokens leaves more than {} ids unused", where, largest,
-       tokens, kMostUnusedIds);
+  fail(ErrorKind::data, "{}{}: the id {} among {} tokens leaves more than {} ids unused", where,
+       line > 0 ? fmt::format(" {}", line) : "", largest, tokens, kMostUnusedIds);
 }
 
 Tokenizer::Tokenizer(std::vector<std::string> tokens, std::vector<AddedToken> added,

@@ -57,9 +57,9 @@ class Tokenizer {
 /// Largest vocabulary accepted in a file.
 constexpr std::int64_t kMaxVocab = std::int64_t{1} << 24;
 /// Ids may leave gaps, but a file of some bytes may not ask for millions of empty places. Throws Error(data), beginning with
-/// `where`, if the largest id leaves more than kMostUnusedIds of a file's ids unused.
+/// `where` and the line's number (0: none), if the largest id leaves more than kMostUnusedIds of a file's ids unused.
 constexpr std::int64_t kMostUnusedIds = std::int64_t{1} << 16;
-void check_largest_id(std::int64_t largest, std::size_t tokens, const std::string& where);
+void check_largest_id(std::int64_t largest, std::size_t tokens, std::string_view where, std::size_t line = 0);
 
 /// The word that names the byte tokenizer.
 constexpr const char* kBytesTokenizer = "bytes";

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/attention_support.h"
 #include "quaver/backend.h"
 #include "support/errors.h"
 #include "support/test_backends.h"
@@ -117,17 +118,6 @@ Results run(Backend& backend, const AttentionShape& shape, const Operands& in, i
           download(backend, dv)};
 }
 
-/// max |found - expected| over the largest |expected|, at least 1: the size of the terms.
-float relative_error(const std::vector<float>& found, const std::vector<float>& expected) {
-  float error = 0, largest = 1;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const float difference = std::fabs(found[i] - expected[i]);
-    if (!(difference <= error)) error = difference;  // NaN stays
-    largest = std::max(largest, std::fabs(expected[i]));
-  }
-  return error / largest;
-}
-
 // As in cuda_attention_test.cpp: roundings of 2^-9 of results, probabilities, and the gradients of scores; lse is FP32.
 constexpr float kBf16Bound = 1.7e-2f, kF32Bound = 1e-5f;
 
@@ -154,11 +144,11 @@ class LibraryAttentionTest : public ::testing::TestWithParam<std::string> {
     const Results expected = run(*reference_, shape, in, 1), found = run(*backend_, shape, in, 3);
     const std::string what = fmt::format("{}: {} x {}, heads {}/{} of {}, documents {}", backend_->describe(),
                                          batch, length, heads, kv_heads, head_dim, document);
-    EXPECT_LE(relative_error(found.out, expected.out), kBf16Bound) << what;
-    EXPECT_LE(relative_error(found.lse, expected.lse), kF32Bound) << what;
-    EXPECT_LE(relative_error(found.dq, expected.dq), kBf16Bound) << what;
-    EXPECT_LE(relative_error(found.dk, expected.dk), kBf16Bound) << what;
-    EXPECT_LE(relative_error(found.dv, expected.dv), kBf16Bound) << what;
+    EXPECT_LE(testing::relative_error(found.out, expected.out), kBf16Bound) << what;
+    EXPECT_LE(testing::relative_error(found.lse, expected.lse), kF32Bound) << what;
+    EXPECT_LE(testing::relative_error(found.dq, expected.dq), kBf16Bound) << what;
+    EXPECT_LE(testing::relative_error(found.dk, expected.dk), kBf16Bound) << what;
+    EXPECT_LE(testing::relative_error(found.dv, expected.dv), kBf16Bound) << what;
     EXPECT_EQ(run(*backend_, shape, in, 1), found) << "other bits in a second run of " << what;
   }
 

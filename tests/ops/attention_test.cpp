@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "ops/attention_support.h"
 #include "ops/cpu/levels.h"
 #include "ops/pointwise_support.h"
 #include "quaver/backend.h"
@@ -90,18 +91,6 @@ Results run(Backend& backend, const Case& c, const Inputs& in) {
           download(backend, dv)};
 }
 
-/// max |found - expected| over the largest |expected|, at least 0.1 (a result may consist of rounding errors
-/// alone).
-float relative_error(const std::vector<float>& found, const std::vector<float>& expected) {
-  float error = 0, largest = 0.1f;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const float difference = std::fabs(found[i] - expected[i]);
-    if (!(difference <= error)) error = difference;  // NaN stays
-    largest = std::max(largest, std::fabs(expected[i]));
-  }
-  return error / largest;
-}
-
 std::vector<std::shared_ptr<Backend>> all_levels(int threads) {
   std::vector<std::shared_ptr<Backend>> backends;
   for (cpu::Level level : cpu::supported_levels()) {
@@ -140,11 +129,12 @@ class AttentionTest : public ::testing::Test {
     for (const auto& backend : levels_) {
       const Results found = run(*backend, c, inputs);
       const std::string what = describe(c) + " on " + backend->describe();
-      EXPECT_LE(relative_error(found.out, expected.out), bound) << what;
-      EXPECT_LE(relative_error(found.lse, expected.lse), kF32Bound) << what;  // never rounded to BF16
-      EXPECT_LE(relative_error(found.dq, expected.dq), bound) << what;
-      EXPECT_LE(relative_error(found.dk, expected.dk), bound) << what;
-      EXPECT_LE(relative_error(found.dv, expected.dv), bound) << what;
+      EXPECT_LE(testing::relative_error(found.out, expected.out, 0.1f), bound) << what;
+      EXPECT_LE(testing::relative_error(found.lse, expected.lse, 0.1f), kF32Bound)
+          << what;  // never rounded to BF16
+      EXPECT_LE(testing::relative_error(found.dq, expected.dq, 0.1f), bound) << what;
+      EXPECT_LE(testing::relative_error(found.dk, expected.dk, 0.1f), bound) << what;
+      EXPECT_LE(testing::relative_error(found.dv, expected.dv, 0.1f), bound) << what;
     }
   }
 

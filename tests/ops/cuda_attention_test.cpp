@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "ops/attention_support.h"
 #include "ops/cuda/attention.h"
 #include "quaver/backend.h"
 #include "quaver/error.h"
@@ -71,18 +72,6 @@ cuda::AttentionCall call_of(const AttentionShape& shape, const Inputs& in, const
           .out = matrix_of(out),
           .lse = lse ? lse.data<float>() : nullptr,
           .lse_stride = lse ? lse.row_stride() : 0};
-}
-
-/// max |found - expected| over the largest |expected|, at least 1: the size of the terms, where a result
-/// consists of rounding errors alone.
-float relative_error(const std::vector<float>& found, const std::vector<float>& expected) {
-  float error = 0, largest = 1;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const float difference = std::fabs(found[i] - expected[i]);
-    if (!(difference <= error)) error = difference;  // NaN stays
-    largest = std::max(largest, std::fabs(expected[i]));
-  }
-  return error / largest;
 }
 
 // FP32: sums of up to 200 terms (each 2^-24 of a partial sum), exponentials within a few 2^-23, and a score's
@@ -169,11 +158,12 @@ class CudaAttentionTest : public ::testing::Test {
   void expect_near_reference(const Case& c, const Inputs& in) {
     const Results wanted = expected(c, in), found = run(c, in);
     const float bound = c.dtype == DType::f32 ? kF32Bound : kBf16Bound;
-    EXPECT_LE(relative_error(found.out, wanted.out), bound) << describe(c);
-    EXPECT_LE(relative_error(found.lse, wanted.lse), kF32Bound) << describe(c);  // never rounded to BF16
-    EXPECT_LE(relative_error(found.dq, wanted.dq), bound) << describe(c);
-    EXPECT_LE(relative_error(found.dk, wanted.dk), bound) << describe(c);
-    EXPECT_LE(relative_error(found.dv, wanted.dv), bound) << describe(c);
+    EXPECT_LE(testing::relative_error(found.out, wanted.out), bound) << describe(c);
+    EXPECT_LE(testing::relative_error(found.lse, wanted.lse), kF32Bound)
+        << describe(c);  // never rounded to BF16
+    EXPECT_LE(testing::relative_error(found.dq, wanted.dq), bound) << describe(c);
+    EXPECT_LE(testing::relative_error(found.dk, wanted.dk), bound) << describe(c);
+    EXPECT_LE(testing::relative_error(found.dv, wanted.dv), bound) << describe(c);
   }
 
   std::shared_ptr<Backend> reference_ = make_backend("reference");
@@ -256,7 +246,7 @@ TEST_F(CudaAttentionTest, QueriesWithoutKeysGiveNothing) {
     const Results wanted = expected(c, in), found = run(c, in);
     const float bound = c.dtype == DType::f32 ? kF32Bound : kBf16Bound;
     for (const auto gradient : {&Results::dq, &Results::dk, &Results::dv}) {
-      EXPECT_LE(relative_error(found.*gradient, wanted.*gradient), bound) << describe(c);
+      EXPECT_LE(testing::relative_error(found.*gradient, wanted.*gradient), bound) << describe(c);
     }
     for (std::int64_t i = 0; i < c.query_len * c.heads; ++i) {
       EXPECT_EQ(found.lse[i] == -std::numeric_limits<float>::infinity(), blind(i / c.heads)) << i;
@@ -417,7 +407,7 @@ TEST_F(CudaAttentionTest, NanReachesOnlyRowsThatSeeIt) {
         if (!std::isfinite(ours[i])) ours[i] = of_reference[i] = 0;
       }
       EXPECT_GT(finite, 0u);
-      EXPECT_LE(relative_error(ours, of_reference), bound) << describe(c);
+      EXPECT_LE(testing::relative_error(ours, of_reference), bound) << describe(c);
     }
   }
 }

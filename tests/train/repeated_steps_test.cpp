@@ -61,7 +61,7 @@ class RepeatedSteps : public ::testing::Test {
   RunConfig config;
 };
 
-/// Minutes under the sanitizers, where fibers are slow; and fewer lists are found equal there, which is not explained yet.
+/// Minutes under the sanitizers, where fibers are slow.
 class SlowRepeatedSteps : public RepeatedSteps {};
 
 TEST_F(SlowRepeatedSteps, ReplayedMicroBatchesGiveTheSameBits) {

@@ -37,18 +37,18 @@ __device__ inline std::int64_t place_in_rows(std::int64_t i, std::int64_t stride
   return (sequence * queries + i % queries) * stride + head;
 }
 
+template <bool kPack>
 __global__ void __launch_bounds__(kSumsThreads)
-    pack_sums(float* rows, std::int64_t stride, float* packed, std::int64_t heads, std::int64_t queries,
+    move_sums(float* rows, std::int64_t stride, float* packed, std::int64_t heads, std::int64_t queries,
               std::int64_t count) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) packed[i] = rows[place_in_rows(i, stride, heads, queries)];
-}
-
-__global__ void __launch_bounds__(kSumsThreads)
-    unpack_sums(float* rows, std::int64_t stride, float* packed, std::int64_t heads, std::int64_t queries,
-                std::int64_t count) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) rows[place_in_rows(i, stride, heads, queries)] = packed[i];
+  if (i >= count) return;
+  float& row = rows[place_in_rows(i, stride, heads, queries)];
+  if constexpr (kPack) {
+    packed[i] = row;
+  } else {
+    row = packed[i];
+  }
 }
 
 }  // namespace
@@ -66,11 +66,11 @@ bool DeviceBackend::attend_in_library(const AttentionCall& call, const Attention
   const bool backward = gradients != nullptr;
   const Tensor workspace = allocate(DType::u8, {*bytes});
   const Tensor packed = call.lse ? allocate(DType::f32, {s.batch, s.heads, s.query_len}) : Tensor();
-  const auto move_sums = [&](auto kernel) {
+  const auto move = [&](auto kernel) {
     launch("attention_sums", kernel, {blocks_for(packed.elements(), kSumsThreads), kSumsThreads}, stream(),
            call.lse, call.lse_stride, packed.data<float>(), s.heads, s.query_len, packed.elements());
   };
-  if (backward) move_sums(pack_sums);
+  if (backward) move(move_sums<true>);
   AttentionCall of_library = call;
   of_library.lse = call.lse ? packed.data<float>() : nullptr;
   const AttentionGradients g = backward ? *gradients : AttentionGradients{};
@@ -81,7 +81,7 @@ bool DeviceBackend::attend_in_library(const AttentionCall& call, const Attention
   queue_.add("attention_library", start, s.batch, s.query_len, s.heads, s.kv_heads, s.head_dim, s.scale,
              backward, of_library.lse, workspace.raw(), call.q, call.k, call.v, call.out, g.dout, g.dq, g.dk,
              g.dv);
-  if (!backward && call.lse) move_sums(unpack_sums);
+  if (!backward && call.lse) move(move_sums<false>);
   return true;
 }
 
