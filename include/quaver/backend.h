@@ -80,14 +80,24 @@ struct AttentionShape {
 
 struct AdamWStep {
   float lr = 0, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, weight_decay = 0;
-  std::int64_t step = 1;  ///< 1 for the first step: bias corrections 1 - beta^step
+  std::int64_t step = 1;   ///< 1 for the first step: bias corrections 1 - beta^step
+  std::uint64_t seed = 0;  ///< of the random numbers that round what is not f32
 };
 
-/// A parameter in an AdamW step; f32, contiguous, of one shape.
+/// Elements, in row-major order, that share one scale of moments in FP8; the last block may be shorter.
+inline constexpr std::int64_t kMomentBlock = 128;
+
+/// A parameter in an AdamW step; all but the scales contiguous and of one shape, the gradient f32. The value is f32 or bf16.
+/// The moments are of one type: f32; bf16; or e4m3, and then v holds square roots and both have scales
+/// (docs/numerics.md, "Optimizer state in fewer bits").
 struct AdamWTensor {
   Tensor gradient, value, m, v;
   bool decays = true;        ///< false: no weight decay
   WeightCopies copies = {};  ///< of the new value; a matrix if there are any
+  /// f32[ceil(elements / kMomentBlock)]; absent unless the moments are e4m3
+  Tensor m_scales = {}, v_scales = {};
+  /// Tells its random numbers from those of other parameters; a hash of its name will do.
+  std::uint64_t noise_stream = 0;
 };
 
 /// Bytes of the backend's arena: handed out now, handed out at the worst moment, and held from the system.
@@ -250,8 +260,8 @@ class Backend : public ScaleUpdater {
 
   // ---- embedding and loss ----
 
-  /// out[m] = table[tokens[m]] (+ position_table[positions[m]]). tables f32 [V,N], [P,N]; tokens i32[M]; out
-  /// real [M,N].
+  /// out[m] = table[tokens[m]] (+ position_table[positions[m]]). tables [V,N], [P,N], both f32 or both
+  /// bf16 ("cuda": f32); tokens i32[M]; out real [M,N].
   virtual void embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
                          const Tensor& position_table, const Tensor& out) = 0;
   /// dtable[tokens[m]] += dout[m], in ascending m for every row; likewise dposition_table (both absent or
@@ -271,7 +281,11 @@ class Backend : public ScaleUpdater {
   /// AdamW with decoupled decay (arXiv 1711.05101), g = gradient * clip, clip = min(1, max_norm / norm[0]):
   ///   m = beta1 m + (1-beta1) g;  v = beta2 v + (1-beta2) g^2;  mhat, vhat bias-corrected
   ///   value -= lr * (mhat / (sqrt(vhat) + epsilon) + weight_decay * value)
-  /// for every tensor; then its copies, bit for bit what `cast` and `convert` of the new value would write.
+  /// for every tensor; then its copies, bit for bit what `cast` and `convert` of the new value would write. A value or moment
+  /// that is not f32 is widened, used as above, and rounded stochastically when it is stored: the neighbour farther from
+  /// zero if the remainder exceeds the element's uniform number, which is that of CastNoise{step.seed,
+  /// Random(noise_stream, step.step).bits(k)}, k = 0 for value, 1 for m, 2 for v. "cuda" takes f32 alone and throws
+  /// Error(usage) for others.
   /// norm: f32[1] on the device. max_norm <= 0: no clipping. Nothing is written unless
   /// `is_usable_norm(norm[0], max_norm)`.
   virtual void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,

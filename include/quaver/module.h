@@ -15,15 +15,15 @@ namespace quaver {
 class Backend;
 class Linear;
 
-/// A trained tensor: FP32 master and gradient.
+/// A trained tensor: master and gradient.
 struct Parameter {
-  Tensor value;               ///< f32
+  Tensor value;               ///< f32; a matrix may be bf16 where the backend has AdamW for that
   Tensor gradient;            ///< f32, same shape; its content counts only when `has_gradient`
   bool has_gradient = false;  ///< set by the first backward after `clear_gradient`
   std::uint64_t version =
       1;  ///< whoever writes `value` increments it: casts of the weight are cached per version
 
-  /// Allocates value and gradient, both uninitialised.
+  /// Allocates value and gradient, both f32 and uninitialised.
   Parameter(Backend& backend, Shape shape);
 
   /// The gradient, zero-filled if nothing was accumulated yet: for operations that only add.

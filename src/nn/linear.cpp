@@ -282,7 +282,7 @@ void Linear::calibrate(Context& context, const Output& x, const Recipes& recipes
 
 const Tensor& Linear::real_weight(Context& context) {
   const DType dtype = context.high_precision();
-  if (dtype == DType::f32) return weight_->value;
+  if (dtype == weight_->value.dtype()) return weight_->value;
   if (real_weight_.version != weight_->version || real_weight_.dtype != dtype) {
     Tensor copy = real_weight_.dtype == dtype ? real_weight_.copy : Tensor();  // in its place, as above
     if (!copy) copy = backend_.allocate(dtype, weight_->value.shape());

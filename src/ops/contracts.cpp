@@ -1,5 +1,7 @@
 #include "ops/contracts.h"
 
+#include <tuple>
+
 #include "base/check.h"
 #include "tensor/shape_text.h"
 
@@ -39,10 +41,28 @@ class Operands {
     require(tensor.shape().size() == 2, "{}: {} has shape {}, expected a matrix", operation_, name,
             ShapeText(tensor.shape()));
   }
-  /// A contiguous f32 matrix of any number of rows.
-  void expect_table(const Tensor& tensor, const char* name, std::int64_t cols) const {
+  /// A contiguous matrix of that type and any number of rows.
+  void expect_table(const Tensor& tensor, const char* name, DType dtype, std::int64_t cols) const {
     expect_real_matrix(tensor, name);
-    expect_contiguous(tensor, name, DType::f32, {tensor.rows(), cols});
+    expect_contiguous(tensor, name, dtype, {tensor.rows(), cols});
+  }
+  void expect_moments(const AdamWTensor& tensor) const {
+    require(tensor.m.defined(), "{}: operand m is absent", operation_);
+    const DType type = tensor.m.dtype();
+    const bool coded = type == DType::e4m3;
+    require(is_real(type) || coded, "{}: m has type {}, expected f32, bf16 or e4m3", operation_,
+            name_of(type));
+    const std::int64_t blocks = (tensor.value.elements() + kMomentBlock - 1) / kMomentBlock;
+    for (const auto& [moment, name, scales, scales_name] :
+         {std::tuple(tensor.m, "m", tensor.m_scales, "m_scales"),
+          std::tuple(tensor.v, "v", tensor.v_scales, "v_scales")}) {
+      expect_contiguous(moment, name, type, tensor.value.shape());
+      if (coded) {
+        expect_contiguous(scales, scales_name, DType::f32, {blocks});
+      } else {
+        expect_absent(scales, scales_name);
+      }
+    }
   }
   /// An Output of the shape of x, whose high-precision part has x's type.
   void expect_output(const Output& output, const char* name, DType dtype, const Shape& shape) const {
@@ -377,15 +397,17 @@ void check_embedding(const Tensor& tokens, const Tensor& table, const Tensor& po
   const Operands operands("embedding");
   operands.expect_real_matrix(out, "out");
   operands.expect_contiguous(tokens, "tokens", DType::i32, {out.rows()});
-  operands.expect_table(table, "table", out.cols());
+  operands.expect_real_matrix(table, "table");
+  operands.expect_table(table, "table", table.dtype(), out.cols());
   if (!position_table) return;
   operands.expect_contiguous(positions, "positions", DType::i32, {out.rows()});
-  operands.expect_table(position_table, "position_table", out.cols());
+  operands.expect_table(position_table, "position_table", table.dtype(), out.cols());
 }
 
 void check_embedding_backward(const Tensor& dout, const Tensor& tokens, const Tensor& positions,
                               const Tensor& dtable, const Tensor& dposition_table) {
   check_embedding(tokens, dtable, positions, dposition_table, dout);
+  Operands("embedding_backward").expect(dtable, "dtable", DType::f32, dtable.shape());
 }
 
 void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses,
@@ -409,11 +431,14 @@ void check_global_norm(std::span<const Tensor> tensors, const Tensor& result) {
 void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors) {
   const Operands operands("adamw");
   operands.expect(norm, "norm", DType::f32, {1});
-  for (const auto& [gradient, value, m, v, decays, copies] : tensors) {
-    operands.expect_contiguous(value, "value", DType::f32, value.shape());
-    operands.expect_contiguous(gradient, "gradient", DType::f32, value.shape());
-    operands.expect_contiguous(m, "m", DType::f32, value.shape());
-    operands.expect_contiguous(v, "v", DType::f32, value.shape());
+  for (const AdamWTensor& tensor : tensors) {
+    const auto& [value, copies] = std::tie(tensor.value, tensor.copies);
+    require(value.defined() && is_real(value.dtype()),
+            "adamw: expected a value of type f32 or bf16, found {}",
+            value.defined() ? name_of(value.dtype()) : "none");
+    operands.expect_contiguous(value, "value", value.dtype(), value.shape());
+    operands.expect_contiguous(tensor.gradient, "gradient", DType::f32, value.shape());
+    operands.expect_moments(tensor);
     if (copies.bf16) operands.expect_contiguous(copies.bf16, "copies.bf16", DType::bf16, value.shape());
     if (!copies.fp8.defined()) continue;
     operands.expect_real_matrix(value, "value");

@@ -240,8 +240,10 @@ void TimedBackend::global_norm(std::span<const Tensor> tensors, const Tensor& re
 void TimedBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
                          std::span<const AdamWTensor> tensors) {
   double bytes = 0;
-  for (const auto& [gradient, value, m, v, decays, copies] : tensors)
-    bytes += sum_of_bytes(gradient, value, value, m, m, v, v, copies.bf16, copies.fp8);
+  for (const AdamWTensor& tensor : tensors) {
+    bytes += sum_of_bytes(tensor.gradient, tensor.value, tensor.value, tensor.copies.bf16, tensor.copies.fp8);
+    bytes += 2 * sum_of_bytes(tensor.m, tensor.v, tensor.m_scales, tensor.v_scales);
+  }
   timed("adamw", bytes, [&] { inner_->adamw(step, norm, max_norm, tensors); });
 }
 

@@ -50,23 +50,25 @@ RunProgress progress_from(const std::string& path) try {
   fail(ErrorKind::data, "{}: damaged: {}", path, error.what());
 }
 
-std::string first_moment(const std::string& parameter) {
-  return "m." + parameter;
-}
-
-std::string second_moment(const std::string& parameter) {
-  return "v." + parameter;
+/// Of a parameter: the moments, and where there are scales, those.
+std::vector<std::pair<std::string, Tensor>> moment_arrays(const AdamW::Entry& entry) {
+  std::vector<std::pair<std::string, Tensor>> arrays{{"m." + entry.name, entry.m},
+                                                     {"v." + entry.name, entry.v}};
+  if (entry.m_scales) {
+    arrays.emplace_back("m_scales." + entry.name, entry.m_scales);
+    arrays.emplace_back("v_scales." + entry.name, entry.v_scales);
+  }
+  return arrays;
 }
 
 void restore_moments(Trainer& trainer, const Safetensors& file, const std::string& path) {
-  const auto& entries = trainer.optimizer().entries();
-  if (file.arrays.size() != 2 * entries.size()) {
-    fail(ErrorKind::data, "{}: holds {} arrays, expected {}", path, file.arrays.size(), 2 * entries.size());
+  std::vector<std::pair<std::string, Tensor>> expected;
+  for (const AdamW::Entry& entry : trainer.optimizer().entries()) {
+    for (auto& array : moment_arrays(entry)) expected.push_back(std::move(array));
   }
-  for (const AdamW::Entry& entry : entries) {
-    load_array(trainer.backend(), file, path, first_moment(entry.name), entry.m);
-    load_array(trainer.backend(), file, path, second_moment(entry.name), entry.v);
-  }
+  if (file.arrays.size() != expected.size())
+    fail(ErrorKind::data, "{}: holds {} arrays, expected {}", path, file.arrays.size(), expected.size());
+  for (const auto& [name, tensor] : expected) load_array(trainer.backend(), file, path, name, tensor);
 }
 
 }  // namespace
@@ -95,8 +97,8 @@ Snapshot::Snapshot(Trainer& trainer, const RunProgress& progress) : step_(progre
   add("fp8_state.safetensors", std::move(fp8.arrays), fp8.metadata);
   std::vector<NamedArray> moments;
   for (const AdamW::Entry& entry : trainer.optimizer().entries()) {
-    moments.push_back(to_array(trainer.backend(), first_moment(entry.name), entry.m));
-    moments.push_back(to_array(trainer.backend(), second_moment(entry.name), entry.v));
+    for (const auto& [name, tensor] : moment_arrays(entry))
+      moments.push_back(to_array(trainer.backend(), name, tensor));
   }
   add("optimizer.safetensors", std::move(moments), metadata);
 }

@@ -30,7 +30,7 @@ class ParameterWriter : public ModuleVisitor {
       : backend_(backend), file_(file), path_(path) {}
 
   void parameter(const std::string& name, Parameter& parameter) override {
-    load_array(backend_, file_, path_, name, parameter.value);
+    load_master(name, parameter.value);
     ++parameter.version;
     ++count;
   }
@@ -38,6 +38,17 @@ class ParameterWriter : public ModuleVisitor {
   std::size_t count = 0;
 
  private:
+  /// A weight stored in the other real type is converted: widened, or rounded to nearest.
+  void load_master(const std::string& name, const Tensor& master) {
+    const NamedArray* array = file_.find(name);
+    const DType stored = array ? array->dtype : master.dtype();
+    if (stored == master.dtype() || (stored != DType::f32 && stored != DType::bf16))
+      return load_array(backend_, file_, path_, name, master);
+    const Tensor as_stored = backend_.allocate(stored, master.shape());
+    load_array(backend_, file_, path_, name, as_stored);
+    backend_.convert(as_stored, master);
+  }
+
   Backend& backend_;
   const Safetensors& file_;
   const std::string& path_;
@@ -46,8 +57,8 @@ class ParameterWriter : public ModuleVisitor {
 }  // namespace
 
 NamedArray to_array(Backend& backend, const std::string& name, const Tensor& tensor) {
-  NamedArray array{name, DType::f32, tensor.shape(), {}};
-  array.bytes.resize(static_cast<std::size_t>(tensor.elements()) * sizeof(float));
+  NamedArray array{name, tensor.dtype(), tensor.shape(), {}};
+  array.bytes.resize(static_cast<std::size_t>(tensor.elements()) * size_of(tensor.dtype()));
   backend.copy_to_host(tensor, array.bytes.data());
   return array;
 }
@@ -56,9 +67,9 @@ void load_array(Backend& backend, const Safetensors& file, const std::string& pa
                 const Tensor& tensor) {
   const NamedArray* array = file.find(name);
   if (!array) fail(ErrorKind::data, "{}: holds no {}, which config.toml asks for", path, name);
-  if (array->dtype != DType::f32 || array->shape != tensor.shape()) {
-    fail(ErrorKind::data, "{}: {} is {} {}, expected f32 {}", path, name, name_of(array->dtype),
-         to_string(array->shape), to_string(tensor.shape()));
+  if (array->dtype != tensor.dtype() || array->shape != tensor.shape()) {
+    fail(ErrorKind::data, "{}: {} is {} {}, expected {} {}", path, name, name_of(array->dtype),
+         to_string(array->shape), name_of(tensor.dtype()), to_string(tensor.shape()));
   }
   backend.copy_from_host(array->bytes.data(), tensor);
 }

@@ -11,7 +11,7 @@
 
 namespace quaver {
 
-/// A copy in host memory. The tensor is f32.
+/// A copy in host memory, of the tensor's type.
 NamedArray to_array(Backend& backend, const std::string& name, const Tensor& tensor);
 /// Fills `tensor` from the array of that name. Throws Error(data), naming `path`, when the file holds none of
 /// its type and shape.

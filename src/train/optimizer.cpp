@@ -3,6 +3,8 @@
 #include <map>
 #include <string>
 
+#include "base/check.h"
+#include "base/random.h"
 #include "quaver/backend.h"
 #include "quaver/linear.h"
 
@@ -10,10 +12,17 @@ namespace quaver {
 
 class AdamW::Collector : public ModuleVisitor {
  public:
-  Collector(Backend& backend, std::vector<Entry>& entries) : backend_(backend), entries_(entries) {}
+  Collector(Backend& backend, DType moments, std::vector<Entry>& entries)
+      : backend_(backend), moments_(moments), entries_(entries) {}
 
   void parameter(const std::string& name, Parameter& parameter) override {
-    entries_.push_back({name, &parameter, zeros(parameter.value.shape()), zeros(parameter.value.shape())});
+    const Shape& shape = parameter.value.shape();
+    entries_.push_back(
+        {name, &parameter, zeros(moments_, shape), zeros(moments_, shape), {}, {}, stable_hash(name)});
+    if (moments_ != DType::e4m3) return;
+    const Shape blocks{(parameter.value.elements() + kMomentBlock - 1) / kMomentBlock};
+    entries_.back().m_scales = zeros(DType::f32, blocks);
+    entries_.back().v_scales = zeros(DType::f32, blocks);
   }
   void linear(const std::string& /*name*/, Linear& linear) override {
     readers_.emplace(&linear.weight(), &linear);
@@ -28,20 +37,31 @@ class AdamW::Collector : public ModuleVisitor {
   }
 
  private:
-  Tensor zeros(const Shape& shape) {
-    Tensor tensor = backend_.allocate(DType::f32, shape);
-    backend_.fill(tensor, 0);
+  Tensor zeros(DType dtype, const Shape& shape) {
+    Tensor tensor = backend_.allocate(dtype, shape);
+    if (dtype == DType::e4m3) {
+      const std::vector<std::uint8_t> codes(static_cast<std::size_t>(tensor.elements()));
+      backend_.copy_from_host(codes.data(), tensor);
+    } else {
+      backend_.fill(tensor, 0);
+    }
     return tensor;
   }
 
   Backend& backend_;
+  DType moments_;
   std::vector<Entry>& entries_;
   std::map<const Parameter*, Linear*> readers_;
 };
 
 AdamW::AdamW(Backend& backend, Module& module, const Options& options)
     : backend_(backend), options_(options), norm_(backend.allocate(DType::f32, {1})) {
-  Collector collector(backend, entries_);
+  require(options.moments == DType::f32 || backend.device() == Device::host,
+          "optimizer.moments: backend \"{}\": moments of type {}, expected f32. Hint: optimizer.moments = "
+          "\"f32\"; "
+          "the backends \"cpu\" and \"reference\" have the others",
+          backend.name(), name_of(options.moments));
+  Collector collector(backend, options.moments, entries_);
   module.visit("", collector);
   collector.assign_readers();
 }
@@ -65,14 +85,22 @@ bool AdamW::accepts(float norm) const {
 float AdamW::step(float lr, const NormCheck& check) {
   measure_norm();
   if (check) check(norm_);
-  const AdamWStep step{lr,        options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
-                       steps_ + 1};
+  const AdamWStep step{lr,         options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
+                       steps_ + 1, options_.seed};
   std::vector<AdamWTensor> tensors;
   tensors.reserve(entries_.size());
   for (const Entry& entry : entries_) {
     const Parameter& parameter = *entry.parameter;
     const bool is_matrix = parameter.value.shape().size() == 2;
-    tensors.push_back({parameter.gradient, parameter.value, entry.m, entry.v, is_matrix});
+    tensors.push_back({parameter.gradient,
+                       parameter.value,
+                       entry.m,
+                       entry.v,
+                       is_matrix,
+                       {},
+                       entry.m_scales,
+                       entry.v_scales,
+                       entry.noise_stream});
     if (entry.reader) tensors.back().copies = entry.reader->next_weight_copies();
   }
   backend_.adamw(step, norm_, options_.clip, tensors);

@@ -17,11 +17,13 @@ class AdamW {
  public:
   struct Options {
     float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
-    float weight_decay = 0.1f;  ///< of matrices; gains and biases do not decay
-    float clip = 1;             ///< largest norm of all gradients together; 0: no clipping
+    float weight_decay = 0.1f;   ///< of matrices; gains and biases do not decay
+    float clip = 1;              ///< largest norm of all gradients together; 0: no clipping
+    std::uint64_t seed = 0;      ///< of the rounding of what is not f32
+    DType moments = DType::f32;  ///< f32, bf16 or e4m3
   };
 
-  /// The backend and the module must outlive the optimizer.
+  /// The backend and the module must outlive the optimizer. Throws Error(usage) for moments that the backend does not have.
   AdamW(Backend& backend, Module& module, const Options& options);
 
   /// The norm of all gradients together, before clipping.
@@ -51,8 +53,10 @@ class AdamW {
   struct Entry {
     std::string name;
     Parameter* parameter;
-    Tensor m, v;               ///< f32, of the parameter's shape
-    Linear* reader = nullptr;  ///< the first whose weight it is; null: none
+    Tensor m, v;                     ///< as in AdamWTensor, of the parameter's shape
+    Tensor m_scales, v_scales;       ///< absent unless the moments are e4m3
+    std::uint64_t noise_stream = 0;  ///< hash of the name
+    Linear* reader = nullptr;        ///< the first whose weight it is; null: none
   };
   const std::vector<Entry>& entries() const { return entries_; }
 

@@ -25,6 +25,17 @@ enum class ScheduleKind { cosine, wsd };
 /// What a step does in which a loss, a gradient or a cast number is not finite: end the run, or leave its update out.
 enum class NonFinite { stop, skip };
 
+/// How optimizer state is stored: docs/numerics.md, "Optimizer state in fewer bits".
+enum class StateFormat { f32, bf16, fp8 };
+
+/// Section [optimizer].
+struct OptimizerConfig {
+  StateFormat moments = StateFormat::f32;  ///< of AdamW
+  StateFormat masters = StateFormat::f32;  ///< of matrices; f32 or bf16
+
+  friend bool operator==(const OptimizerConfig&, const OptimizerConfig&) = default;
+};
+
 /// Section [train].
 struct TrainConfig {
   std::int64_t steps = 1000;  ///< optimizer steps
@@ -105,6 +116,7 @@ struct RunConfig {
   ModelConfig model;
   DataConfig data;
   TrainConfig train;
+  OptimizerConfig optimizer;
   Fp8Config fp8;
   RunFolder run;
 

@@ -281,6 +281,15 @@ void add_train(std::vector<ConfigField>& fields) {
   train.text("init", &TrainConfig::init, "\"random\", or a run folder whose weights to begin with");
 }
 
+void add_optimizer(std::vector<ConfigField>& fields) {
+  Section optimizer(
+      fields, "optimizer", [](auto& config) -> auto& { return config.optimizer; });
+  optimizer.choice("moments", &OptimizerConfig::moments, {"f32", "bf16", "fp8"},
+                   "how AdamW's moments are stored; fp8: E4M3 with a scale for every 128");
+  optimizer.choice("masters", &OptimizerConfig::masters, {"f32", "bf16"},
+                   "how weight matrices and embeddings are stored; bf16: updates are rounded stochastically");
+}
+
 void add_fp8(std::vector<ConfigField>& fields) {
   Section fp8(
       fields, "fp8", [](auto& config) -> auto& { return config.fp8; });
@@ -308,6 +317,7 @@ std::vector<ConfigField> make_fields() {
   add_model_choices(fields);
   add_data(fields);
   add_train(fields);
+  add_optimizer(fields);
   add_fp8(fields);
   Section run(
       fields, "run", [](auto& config) -> auto& { return config.run; });

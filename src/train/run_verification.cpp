@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "formats/checkpoint_store.h"
 #include "quaver/backend.h"
+#include "quaver/fp8_format.h"
 #include "text/token_data.h"
 #include "train/checkpoint.h"
 #include "train/model_file.h"
@@ -20,14 +21,26 @@
 namespace quaver {
 namespace {
 
+/// `array` is f32, bf16 or FP8: what weights and moments are stored as.
+float element(const NamedArray& array, std::size_t index) {
+  const std::byte* at = array.bytes.data() + index * size_of(array.dtype);
+  if (is_fp8(array.dtype)) return fp8_decode(array.dtype, std::to_integer<std::uint8_t>(*at));
+  if (array.dtype == DType::bf16) {
+    bf16 value{};
+    std::memcpy(&value, at, sizeof value);
+    return to_float(value);
+  }
+  float value = 0;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
 void require_finite(const std::string& path) {
   const Safetensors file = read_part(path);
   for (const NamedArray& array : file.arrays) {
-    for (std::size_t offset = 0; offset + sizeof(float) <= array.bytes.size(); offset += sizeof(float)) {
-      float value = 0;
-      std::memcpy(&value, array.bytes.data() + offset, sizeof value);
-      if (!std::isfinite(value))
-        fail(ErrorKind::data, "{}: {}[{}] is {}", path, array.name, offset / sizeof(float), value);
+    for (std::size_t i = 0; i < array.bytes.size() / size_of(array.dtype); ++i) {
+      const float value = element(array, i);
+      if (!std::isfinite(value)) fail(ErrorKind::data, "{}: {}[{}] is {}", path, array.name, i, value);
     }
   }
 }

@@ -4,9 +4,11 @@
 
 #include "train/fp8_policy.h"
 #include "train/loss.h"
+#include "train/masters.h"
 #include "train/optimizer.h"
 #include "train/run_precision.h"
 #include "train/synthetic_batch.h"
+#include "train/trainer.h"
 
 namespace quaver {
 namespace {
@@ -45,12 +47,13 @@ StepMemory measure_step_memory(const std::shared_ptr<Backend>& backend, const Ru
   const std::int64_t before = backend->memory_use().in_use;
   Growth growth(*backend);
   LanguageModel model(backend, config.model, config.train.seed);
+  store_masters(model, stored_dtype(config.optimizer.masters));
   apply_fp8_policy(model, config.fp8, config.model.layers);
   GradientBytes gradients;
   model.visit("", gradients);
   memory.gradients = gradients.bytes;
   memory.weights = growth() - memory.gradients;
-  AdamW optimizer(*backend, model, {});
+  AdamW optimizer(*backend, model, optimizer_options(config));
   memory.optimizer = growth();
 
   Context context(*backend, activation_dtype(config.precision));

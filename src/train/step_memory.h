@@ -11,8 +11,8 @@ namespace quaver {
 
 /// Bytes in tensors.
 struct StepMemory {
-  std::int64_t weights = 0;        ///< FP32 masters
-  std::int64_t optimizer = 0;      ///< both moments
+  std::int64_t weights = 0;        ///< masters
+  std::int64_t optimizer = 0;      ///< both moments, and their scales
   std::int64_t gradients = 0;      ///< FP32
   std::int64_t weight_copies = 0;  ///< what GEMMs read: FP8 or BF16, and the FP8 state
   std::int64_t activations = 0;    ///< what forward keeps for backward, the logits not counted

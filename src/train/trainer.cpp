@@ -7,15 +7,12 @@
 #include "base/check.h"
 #include "quaver/backend.h"
 #include "train/fp8_policy.h"
+#include "train/masters.h"
 #include "train/run_precision.h"
 #include "train/scale_snapshot.h"
 
 namespace quaver {
 namespace {
-
-AdamW::Options optimizer_options(const TrainConfig& train) {
-  return {train.beta1, train.beta2, train.epsilon, train.weight_decay, train.clip};
-}
 
 std::string describe_non_finite(const StepResult& result) {
   const double loss = result.loss.mean();
@@ -34,12 +31,24 @@ LossSum count_targets(std::span<const HostBatch> batches) {
 
 }  // namespace
 
+AdamW::Options optimizer_options(const RunConfig& config) {
+  const TrainConfig& train = config.train;
+  return {.beta1 = train.beta1,
+          .beta2 = train.beta2,
+          .epsilon = train.epsilon,
+          .weight_decay = train.weight_decay,
+          .clip = train.clip,
+          .seed = train.seed,
+          .moments = stored_dtype(config.optimizer.moments)};
+}
+
 Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
     : config_(config),
       model_(backend, config.model, config.train.seed),
       context_(model_.backend(), activation_dtype(config.precision)),
       recipe_(run_recipe(config)),
-      optimizer_(model_.backend(), model_, optimizer_options(config.train)) {
+      optimizer_(model_.backend(), model_, optimizer_options(config)) {
+  store_masters(model_, stored_dtype(config.optimizer.masters));
   apply_fp8_policy(model_, config.fp8, config.model.layers);
   if (config.fp8.measured) resolve_fp8_auto(backend);
 }

@@ -25,6 +25,9 @@ struct StepResult {
   std::string skipped;      ///< why nothing was updated; empty: it was
 };
 
+/// Of [train] and [optimizer].
+AdamW::Options optimizer_options(const RunConfig& config);
+
 class Trainer {
  public:
   /// A fresh model, initialised from config.train.seed. Throws Error(usage) for a model that cannot hold byte

@@ -119,6 +119,26 @@ TEST_P(PointwiseEmbedding, BackwardEqualsTheReference) {
   });
 }
 
+TEST(PointwiseEmbeddingSpecial, TablesInBf16AreLookedUpAsTheirNumbers) {
+  const Tensor table = random_matrix({7, 37, DType::bf16, false}, 3),
+               positions = random_matrix({5, 37, DType::bf16, false}, 4);
+  const auto widened = [](const Tensor& t) {
+    return upload(reference(), download(reference(), t), t.shape());
+  };
+  const Tensor tokens = indices_below(33, 7, 1), places = indices_below(33, 5, 2);
+  for (const DType type : {DType::f32, DType::bf16}) {
+    const Tensor expected = empty_matrix({33, 37, type, true});
+    reference().embedding(tokens, widened(table), places, widened(positions), expected);
+    const auto expect_same = [&](Backend& backend) {
+      const Tensor found = empty_matrix({33, 37, type, true});
+      backend.embedding(tokens, table, places, positions, found);
+      EXPECT_EQ(bytes_of(found) == bytes_of(expected), true) << backend.describe();
+    };
+    expect_same(reference());
+    for (const auto& backend : cpu_backends()) expect_same(*backend);
+  }
+}
+
 TEST(PointwiseEmbeddingSpecial, ATokenOutsideTheTableIsRefused) {
   const Tensor table = random_vector(12, 1).reshape({4, 3}), out = random_vector(6, 2).reshape({2, 3});
   for (std::int32_t bad : {-1, 4}) {

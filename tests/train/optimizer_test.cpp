@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "quaver/backend.h"
+#include "support/errors.h"
 #include "support/test_backends.h"
 
 namespace quaver {
@@ -99,6 +100,27 @@ TEST_P(Optimizer, AgreesWithDoublePrecisionAndDecaysMatricesOnly) {
   expect_near(*backend, toy.matrix, matrix.value);
   expect_near(*backend, toy.gain, gain.value);
   expect_near(*backend, toy.idle, idle.value);
+}
+
+TEST_P(Optimizer, MomentsInFewerBitsTakeFewerBytesWhereTheBackendHasThem) {
+  Toy toy(*backend);
+  const auto bytes = [&](DType moments) {
+    const std::int64_t before = backend->memory_use().in_use;
+    const AdamW optimizer(*backend, toy, {.moments = moments});
+    for (const AdamW::Entry& entry : optimizer.entries()) {
+      EXPECT_EQ(entry.m.dtype(), moments);
+      EXPECT_EQ(entry.m_scales.defined(), moments == DType::e4m3);
+      for (const float value : download(*backend, entry.v)) EXPECT_EQ(value, 0);
+    }
+    return backend->memory_use().in_use - before;
+  };
+  if (backend->device() != Device::host) {
+    const std::string message = error_message(ErrorKind::usage, [&] { bytes(DType::e4m3); });
+    EXPECT_TRUE(contains(message, "moments of type e4m3, expected f32")) << message;
+    return;
+  }
+  EXPECT_GT(bytes(DType::f32), bytes(DType::bf16));
+  EXPECT_GT(bytes(DType::f32), bytes(DType::e4m3));  // of tensors that have less than one block
 }
 
 TEST_P(Optimizer, AStepRaisesVersionsAndClearsGradients) {

@@ -153,6 +153,30 @@ TEST_F(ResumeTest, EveryPrecisionGateAndRecipeGoesOnWithTheSameBits) {
   }
 }
 
+TEST_F(ResumeTest, OptimizerStateInFewerBitsGoesOnWithTheSameBits) {
+  std::vector<std::vector<std::uint32_t>> states;
+  using F = StateFormat;
+  for (const OptimizerConfig& optimizer :
+       std::vector<OptimizerConfig>{{.moments = F::f32},
+                                    {.moments = F::bf16},
+                                    {.moments = F::fp8},
+                                    {.masters = F::bf16},
+                                    {.moments = F::fp8, .masters = F::bf16}}) {
+    config.optimizer = optimizer;
+    const std::string name = fmt::format("state{}", states.size());
+    rename_run(name + "-whole");
+    train();
+    states.push_back(final_state());
+    rename_run(name + "-stopped");
+    train_until(3);
+    config.threads = 3;
+    train();
+    config.threads = 0;
+    EXPECT_EQ(final_state(), states.back()) << name;
+  }
+  for (std::size_t i = 1; i < states.size(); ++i) EXPECT_NE(states[i], states[i - 1]) << i;
+}
+
 TEST_F(ResumeTest, ARunThatIsCompleteEvaluatesAndEnds) {
   const TrainingResult first = train();
   const auto state = final_state();

@@ -227,9 +227,9 @@ TEST(RunConfigErrors, UnknownKeys) {
           .starts_with(
               "x.toml:2:1: train.optimizer: unknown key; known keys: train.steps, train.seed, train.lr, "));
   EXPECT_EQ(refusal("[trian]\nlr = 0.1"), "x.toml:1:2: trian: unknown section; did you mean [train]?");
-  EXPECT_EQ(
-      refusal("[something]\nlr = 0.1"),
-      "x.toml:1:2: something: unknown section; the sections are [model], [data], [train], [fp8], [run]");
+  EXPECT_EQ(refusal("[something]\nlr = 0.1"),
+            "x.toml:1:2: something: unknown section; the sections are [model], [data], [train], [optimizer], "
+            "[fp8], [run]");
 }
 
 TEST(RunConfigErrors, DuplicateKeysAndBrokenToml) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -114,6 +115,29 @@ TEST_F(RunVerificationTest, WhatTheManifestCannotKnowIsChecked) {
   rewrite("optimizer.safetensors",
           [&](const std::string&) { return read_file(checkpoint(3) + "/model.safetensors"); });
   EXPECT_TRUE(contains(damage(), "arrays, expected"));
+}
+
+TEST_F(RunVerificationTest, ANanAmongMomentsInFewerBitsIsFound) {
+  for (const StateFormat moments : {StateFormat::bf16, StateFormat::fp8}) {
+    fs::remove_all(config.run.dir);
+    config.optimizer.moments = moments;
+    TrainingObserver silent;
+    run_training(config, silent);
+    EXPECT_EQ(verify().damaged(), 0);
+    rewrite("optimizer.safetensors", [&](const std::string&) {
+      Safetensors file = read_safetensors(checkpoint(6) + "/optimizer.safetensors");
+      NamedArray& second = *std::find_if(file.arrays.begin(), file.arrays.end(), [](const NamedArray& array) {
+        return array.name.starts_with("v.");
+      });
+      std::fill_n(second.bytes.begin(), size_of(second.dtype), std::byte{0xFF});  // a NaN of either type
+      std::string bytes = safetensors_preamble(file.arrays, file.metadata);
+      for (const NamedArray& array : file.arrays)
+        bytes.append(reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size());
+      return bytes;
+    });
+    const std::string message = damage();
+    EXPECT_TRUE(contains(message, "optimizer.safetensors: v.") && contains(message, "nan")) << message;
+  }
 }
 
 TEST_F(RunVerificationTest, TheRunsOwnFilesAreChecked) {

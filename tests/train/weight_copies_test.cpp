@@ -116,6 +116,9 @@ TEST_F(WeightCopiesInTraining, EqualCastsInTheForwardUnderOtherRecipesAndMixture
   config.fp8.overrides = {};
   config.fp8.recipe = "current";
   expect_equal_outcomes("current");
+  config.fp8.recipe = "delayed";
+  config.optimizer = {.moments = StateFormat::fp8, .masters = StateFormat::bf16};
+  expect_equal_outcomes("masters in BF16");
 }
 
 /// One Linear, an optimizer, and the same with copies forgotten after every step.

@@ -14,6 +14,10 @@
 
 namespace quaver {
 
+namespace cpu {
+class StoredStep;
+}
+
 class CpuBackend final : public HostBackend {
  public:
   /// `threads` = 0 uses every processor. The level is `cpu::choose_level()`.
@@ -78,6 +82,9 @@ class CpuBackend final : public HostBackend {
     DType dtype;  ///< in which the operands were packed
     bool few_rows, from_blocks;
   };
+
+  /// One step of a tensor that is not all f32.
+  void step_stored(const cpu::StoredStep& stored, const AdamWTensor& tensor);
 
   Threads threads_;
   cpu::Level level_;

@@ -44,10 +44,10 @@ void CpuBackend::embedding(const Tensor& tokens, const Tensor& table, const Tens
   const Pieces pieces = Pieces::of_rows({out.rows(), out.cols()});
   threads_.for_each(pieces.count(), [&](std::int64_t index) {
     const Piece piece = pieces.at(index);
-    kernels_.embedding->gather(real, piece.extent, tokens.data<std::int32_t>() + piece.row,
-                               table.data<float>(),
-                               adds_positions ? positions.data<std::int32_t>() + piece.row : nullptr,
-                               data_or_null<float>(position_table), part(rows_of(out), piece, real));
+    kernels_.embedding->gather(
+        real, piece.extent, tokens.data<std::int32_t>() + piece.row, real_of(table), table.raw(),
+        adds_positions ? positions.data<std::int32_t>() + piece.row : nullptr,
+        adds_positions ? position_table.raw() : nullptr, part(rows_of(out), piece, real));
   });
 }
 

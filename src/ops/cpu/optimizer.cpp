@@ -7,6 +7,7 @@
 #include "ops/cpu/kernels/cast.h"
 #include "ops/cpu/kernels/pointwise.h"
 #include "ops/cpu/kernels/reductions.h"
+#include "ops/cpu/stored_step.h"
 #include "ops/cpu/work.h"
 
 namespace quaver {
@@ -81,6 +82,10 @@ void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm
                        .correction2 = correction(step.beta2, step.step)};
   for (const AdamWTensor& tensor : tensors) {
     factors.weight_decay = tensor.decays ? step.weight_decay : 0;
+    if (!StoredStep::is_plain(tensor)) {
+      step_stored(StoredStep(kernels_, factors, step, tensor), tensor);
+      continue;
+    }
     const Output cast{{}, tensor.copies.fp8, tensor.copies.quantizer};
     const Extent extent = extent_of(tensor.value);
     const Pieces pieces = Pieces::of_elements(extent, {&cast.quantized.bytes});
@@ -96,6 +101,16 @@ void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm
     });
     production.finish();
   }
+}
+
+/// Blocks of scales and tiles of copies are cut differently, so the copies are passes of their own.
+void CpuBackend::step_stored(const StoredStep& stored, const AdamWTensor& tensor) {
+  static_assert(kBlock % kMomentBlock == 0);
+  threads_.for_blocks(tensor.value.elements(), kBlock,
+                      [&](std::int64_t begin, std::int64_t end) { stored.run(begin, end); });
+  const WeightCopies& copies = tensor.copies;
+  if (copies.bf16) convert(tensor.value, copies.bf16);
+  if (copies.fp8.defined()) cast(tensor.value, {{}, copies.fp8, copies.quantizer});
 }
 
 }  // namespace quaver

@@ -7,6 +7,7 @@
 #include "fp8/current_scaling.h"
 #include "ops/block_scale.h"
 #include "ops/contracts.h"
+#include "ops/cpu/code_formats.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/kernels/block_cast.h"
 #include "ops/cpu/work.h"
@@ -21,29 +22,6 @@ using cpu::CodeFormat;
 using cpu::Real;
 
 constexpr std::uint32_t kInfinityBits = 0x7F800000;
-
-/// From the codes themselves, so that the formats are described once (fp8/format.cpp).
-CodeFormat code_format_of(DType format) {
-  const float largest = fp8_max(format);
-  const std::uint8_t one_code = fp8_encode(format, 1.0f);
-  int mantissa_bits = 0;
-  while (fp8_decode(format, static_cast<std::uint8_t>(one_code + (1 << mantissa_bits))) < 2.0f)
-    ++mantissa_bits;
-  const int binades_below_one = one_code >> mantissa_bits;
-  return {mantissa_bits,
-          static_cast<std::uint32_t>(127 + 1 - binades_below_one),
-          largest,
-          fp8_encode(format, largest),
-          fp8_encode(format, -0.0f),
-          fp8_encode(format, std::nanf(""))};
-}
-
-std::array<float, 256> decode_table_of(DType format) {
-  std::array<float, 256> table;
-  for (int code = 0; code < 256; ++code)
-    table[static_cast<std::size_t>(code)] = fp8_decode(format, static_cast<std::uint8_t>(code));
-  return table;
-}
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -84,7 +62,7 @@ class BlockCast {
         out_(out),
         block_rows_(cast.scales_blocks() ? cast.block_rows : 1),
         block_cols_(cast.scales_blocks() ? cast.block_cols : 1),
-        format_(code_format_of(cast.format)) {}
+        format_(cpu::code_format_of(cast.format)) {}
 
   CodeCounts run() {
     if (cast_.hadamard) turn_by_hadamard();
@@ -255,7 +233,7 @@ void CpuBackend::quantize(const Tensor& x, const OperandCast& cast, const CastNo
 
 void CpuBackend::dequantize(const QuantizedTensor& q, const Tensor& values) {
   check_dequantize(q, values);
-  const std::array<float, 256> table = decode_table_of(q.e2m1_cols > 0 ? DType::e2m1 : q.bytes.dtype());
+  const std::array<float, 256> table = cpu::decode_table_of(q.e2m1_cols > 0 ? DType::e2m1 : q.bytes.dtype());
   const std::int64_t cols = values.cols(), block_rows = q.blocks.scale_inv ? q.blocks.rows : 1;
   constexpr std::int64_t kBandRows = 32;
   const std::int64_t band_rows = block_rows * std::max<std::int64_t>(1, kBandRows / block_rows);

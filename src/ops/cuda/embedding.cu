@@ -1,3 +1,4 @@
+#include "base/check.h"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/faults.cuh"
 #include "ops/cuda/produce.cuh"
@@ -194,6 +195,8 @@ void accumulate(const Tensor& indices, const Tensor& table, const Tensor& dout, 
 void DeviceBackend::embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
                               const Tensor& position_table, const Tensor& out) {
   check_embedding(tokens, table, positions, position_table, out);
+  require(table.dtype() == DType::f32, "embedding: backend \"{}\": a table of type {}, expected f32", name(),
+          name_of(table.dtype()));
   with_real(out.dtype(), [&]<typename T>(T) {
     produce<T, 1>("embedding",
                   LookUp<T>{lookup_of(tokens, table), lookup_of(positions, position_table), out.cols(),

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/matrix.cuh"
 #include "ops/cuda/produce.cuh"
@@ -249,9 +250,8 @@ Stretches take(std::span<const Tensor>& tensors) {
 }
 
 bool all_on_pack(const AdamWTensor& tensor) {
-  const auto& [gradient, value, m, v, decays, copies] = tensor;
-  return on_pack(gradient.raw()) && on_pack(value.raw()) && on_pack(m.raw()) && on_pack(v.raw()) &&
-         (!copies.bf16 || on_pack(copies.bf16.raw()));
+  return on_pack(tensor.gradient.raw()) && on_pack(tensor.value.raw()) && on_pack(tensor.m.raw()) &&
+         on_pack(tensor.v.raw()) && (!tensor.copies.bf16 || on_pack(tensor.copies.bf16.raw()));
 }
 
 bf16* bf16_copy(const AdamWTensor& tensor) {
@@ -331,6 +331,13 @@ void DeviceBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& 
 void DeviceBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
                           std::span<const AdamWTensor> tensors) {
   check_adamw(norm, tensors);
+  for (const AdamWTensor& tensor : tensors) {
+    require(tensor.m.dtype() == DType::f32 && tensor.value.dtype() == DType::f32,
+            "adamw: backend \"{}\": a value of type {} with moments of type {}, expected f32. Hint: "
+            "optimizer.masters = optimizer.moments = \"f32\"; the backends \"cpu\" and \"reference\" have "
+            "the others",
+            name(), name_of(tensor.value.dtype()), name_of(tensor.m.dtype()));
+  }
   const AdamWFactors factors{step.lr,
                              step.beta1,
                              step.beta2,

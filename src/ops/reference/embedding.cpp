@@ -19,14 +19,14 @@ std::int64_t row_of(const Tensor& indices, std::int64_t m, const Tensor& table) 
 void ReferenceBackend::embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
                                  const Tensor& position_table, const Tensor& out) {
   check_embedding(tokens, table, positions, position_table, out);
-  const reference::RealMatrix result(out);
+  const reference::RealMatrix result(out), token_rows(table), position_rows(position_table);
   for (std::int64_t m = 0; m < out.rows(); ++m) {
-    const float* token = table.data<float>() + row_of(tokens, m, table) * out.cols();
-    const float* position =
-        position_table ? position_table.data<float>() + row_of(positions, m, position_table) * out.cols()
-                       : nullptr;
-    for (std::int64_t n = 0; n < out.cols(); ++n)
-      result.set(m, n, position ? token[n] + position[n] : token[n]);
+    const std::int64_t token = row_of(tokens, m, table);
+    const std::int64_t position = position_table ? row_of(positions, m, position_table) : 0;
+    for (std::int64_t n = 0; n < out.cols(); ++n) {
+      const float row = token_rows(token, n);
+      result.set(m, n, position_table ? row + position_rows(position, n) : row);
+    }
   }
 }
 

@@ -2,11 +2,11 @@
 #include <cmath>
 #include <vector>
 
-#include "base/random.h"
 #include "fp8/current_scaling.h"
 #include "ops/block_scale.h"
 #include "ops/contracts.h"
 #include "ops/reference/elements.h"
+#include "ops/reference/noise.h"
 #include "ops/reference/reference_backend.h"
 
 namespace quaver {
@@ -45,16 +45,6 @@ void turn_by_hadamard(Values& x, const CastNoise& noise) {
       for (int i = 0; i < kHadamardRows; ++i) x(first + i, n) = v[i] * 0.25f;
     }
   }
-}
-
-/// Uniform in [0, 1), by element.
-float uniform_of(const CastNoise& noise, std::int64_t element) {
-  const auto half = [](std::uint64_t word, int shift) { return static_cast<std::uint32_t>(word >> shift); };
-  const auto counter = static_cast<std::uint64_t>(element / 4);
-  const auto words =
-      philox4x32({half(counter, 0), half(counter, 32), half(noise.stream, 0), half(noise.stream, 32)},
-                 {half(noise.seed, 0), half(noise.seed, 32)});
-  return static_cast<float>(words[static_cast<std::size_t>(element % 4)] >> 8) * 0x1p-24f;
 }
 
 struct BlockStatistics {
@@ -118,7 +108,7 @@ void ReferenceBackend::quantize(const Tensor& x, const OperandCast& cast, const 
           const float v = values(m, n), scaled = v * multiplier;
           const std::uint8_t code =
               cast.stochastic
-                  ? fp8_encode_stochastic(cast.format, scaled, uniform_of(noise, m * x.cols() + n))
+                  ? fp8_encode_stochastic(cast.format, scaled, reference::uniform_of(noise, m * x.cols() + n))
                   : fp8_encode(cast.format, scaled);
           store_code(out, m, n, code);
           ++counts[kCastElements];

@@ -5,13 +5,13 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-template <typename T>
-[[gnu::flatten]] void gather_rows(Extent extent, const std::int32_t* tokens, const float* table,
-                                  const std::int32_t* positions, const float* position_table, Rows out,
+template <typename T, typename Table>
+[[gnu::flatten]] void gather_rows(Extent extent, const std::int32_t* tokens, const Table* table,
+                                  const std::int32_t* positions, const Table* position_table, Rows out,
                                   T* type) {
   for (std::int64_t row = 0; row < extent.rows; ++row) {
-    const float* from = table + tokens[row] * extent.cols;
-    const float* position = positions == nullptr ? nullptr : position_table + positions[row] * extent.cols;
+    const Table* from = table + tokens[row] * extent.cols;
+    const Table* position = positions == nullptr ? nullptr : position_table + positions[row] * extent.cols;
     T* to = row_of(out, row, type);
     for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
       f32x16 result = load(from + col, lanes);
@@ -21,10 +21,14 @@ template <typename T>
   }
 }
 
-void gather(Real real, Extent extent, const std::int32_t* tokens, const float* table,
-            const std::int32_t* positions, const float* position_table, Rows out) {
-  with_type(real,
-            [&](auto* type) { gather_rows(extent, tokens, table, positions, position_table, out, type); });
+void gather(Real real, Extent extent, const std::int32_t* tokens, Real tables, const void* table,
+            const std::int32_t* positions, const void* position_table, Rows out) {
+  with_type(real, [&](auto* type) {
+    with_type(tables, [&]<typename Table>(Table*) {
+      gather_rows(extent, tokens, static_cast<const Table*>(table), positions,
+                  static_cast<const Table*>(position_table), out, type);
+    });
+  });
 }
 
 template <typename T>
