@@ -2,6 +2,8 @@
 /// count.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <bit>
 #include <cmath>
@@ -185,6 +187,70 @@ TEST_F(GemmTest, EqualsReferenceForAllKindsTypesAndOddSizes) {
   }
 }
 
+// Up to four rows have a kernel of their own: ends of columns and of the contraction at every place of its tiles (64
+// columns), lines (64 codes or 32 BF16 numbers) and pieces (16 and 8), one tile and several.
+TEST_F(GemmTest, FewRowsEqualReferenceAtEveryEnd) {
+  int variant = 0;
+  for (const Types& types : kExactTypes) {
+    for (std::int64_t m = 1; m <= 5; ++m) {
+      for (std::int64_t n : {1, 16, 63, 64, 65, 200}) {
+        for (std::int64_t k : {1, 2, 15, 16, 18, 31, 32, 63, 64, 65, 127, 193}) {
+          ++variant;
+          expect_reference_bits({.a = types.a,
+                                 .b = types.b,
+                                 .out = variant % 2 == 0 ? DType::f32 : DType::bf16,
+                                 .m = m,
+                                 .n = n,
+                                 .k = k,
+                                 .bias = variant % 3 != 0,
+                                 .accumulate = variant % 5 < 2,
+                                 .values = variant % 7 == 0 ? Values::special : Values::plain});
+        }
+      }
+    }
+  }
+}
+
+// Every code of either format in every column of a tile and at every place of a line.
+TEST_F(GemmTest, FewRowsWidenEveryCode) {
+  for (DType format : {DType::e4m3, DType::e5m2}) {
+    const Case c{.a = DType::e4m3, .b = format, .m = 1, .n = 256, .k = 65};
+    Inputs inputs = inputs_of(*reference_, c);
+    const Tensor &row = inputs.a.values, &columns = inputs.b.values;
+    for (std::int64_t place = 0; place < c.k; ++place) {
+      for (std::int64_t k = 0; k < c.k; ++k) {
+        row.data<std::uint8_t>()[k] = k == place ? 0x38 : 0;  // 1 of E4M3
+        for (std::int64_t n = 0; n < c.n; ++n)
+          columns.data<std::uint8_t>()[n * columns.row_stride() + k] =
+              k == place ? static_cast<std::uint8_t>(n + place) : 0;
+      }
+      expect_reference_bits(c, inputs);
+    }
+  }
+}
+
+// Columns that end where the memory does: a read beyond them ends the program.
+TEST_F(GemmTest, FewRowsReadNothingBeyondTheColumns) {
+  const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  for (const Types& types : {kExactTypes[0], kExactTypes[1]}) {
+    const Case c{.a = types.a, .b = types.b, .m = 2, .n = 67, .k = 35};
+    Inputs inputs = inputs_of(*reference_, c);
+    const std::size_t bytes = static_cast<std::size_t>(c.n * c.k) * size_of(c.b);
+    const std::size_t readable = (bytes + page - 1) / page * page;
+    void* const memory =
+        mmap(nullptr, readable + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(memory, MAP_FAILED);
+    ASSERT_EQ(mprotect(static_cast<std::byte*>(memory) + readable, page, PROT_NONE), 0);
+    const Tensor at_the_end(
+        std::make_shared<Storage>(static_cast<std::byte*>(memory) + readable - bytes, bytes, Device::host,
+                                  [memory, size = readable + page] { munmap(memory, size); }),
+        c.b, {c.n, c.k});
+    reference_->copy(inputs.b.values, at_the_end);
+    inputs.b.values = at_the_end;
+    expect_reference_bits(c, inputs);
+  }
+}
+
 TEST_F(GemmTest, EqualsReferenceWithInfinitiesAndNan) {
   for (const Types& types : kExactTypes) {
     for (Gemm kind : kKinds) {
@@ -207,6 +273,11 @@ TEST_F(GemmTest, FlushesDenormalsOfBf16AsTheReference) {
   for (Gemm kind : kKinds) {
     for (std::int64_t k : {1, 2, 3, 16, 33}) {
       expect_reference_bits({.kind = kind, .m = 37, .n = 65, .k = k, .values = Values::tiny});
+    }
+  }
+  for (std::int64_t m : {1, 4}) {  // a sum of -0 stays one where the contraction ends within a line
+    for (std::int64_t k : {1, 2, 3, 16, 33, 34, 70}) {
+      expect_reference_bits({.m = m, .n = 65, .k = k, .values = Values::tiny});
     }
   }
 }
@@ -268,7 +339,9 @@ TEST_F(GemmTest, ThreadsDoNotChangeBits) {
   for (const Case& c :
        {Case{.a = DType::f32, .b = DType::f32, .m = 150, .n = 300, .k = 70},
         Case{.kind = Gemm::wgrad, .a = DType::e5m2, .b = DType::e4m3, .m = 130, .n = 257, .k = 300},
-        Case{.kind = Gemm::dgrad, .m = 5, .n = 500, .k = 41}}) {
+        Case{.kind = Gemm::dgrad, .m = 5, .n = 500, .k = 41},
+        Case{.a = DType::e4m3, .b = DType::e4m3, .m = 1, .n = 501, .k = 170},
+        Case{.m = 3, .n = 700, .k = 170}}) {
     const Inputs inputs = inputs_of(*reference_, c);
     const std::vector<LevelBackend> one = all_levels(1);
     for (int threads : {2, 3, 4}) {

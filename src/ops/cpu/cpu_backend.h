@@ -79,8 +79,14 @@ class CpuBackend final : public HostBackend {
 
  private:
   struct LastGemm {
+    enum class Way {
+      in_place,  ///< few rows times columns that were not packed
+      one_tile,  ///< few rows
+      stripes
+    };
     DType dtype;  ///< in which the operands were packed
-    bool few_rows, from_blocks;
+    Way way;
+    bool from_blocks;
   };
 
   /// One step of a tensor that is not all f32.

@@ -164,6 +164,27 @@ class Product {
   Tensor packed_a_, packed_b_, sums_;
 };
 
+/// A product of few rows, whose columns are multiplied where they stand.
+void multiply_few_rows(Backend& backend, const Threads& threads, const GemmKernels& kernels, const Operand& a,
+                       const Operand& b, const GemmOutput& out) {
+  const cpu::FewRowsKernels& few = *kernels.few_rows;
+  const std::int64_t stride = kernels.packed_row_stride(a);
+  const Tensor packed = backend.allocate(DType::f32, {a.lanes * stride});
+  few.pack_rows(a, packed.data<float>());
+  threads.for_each(ceil_div(b.lanes, few.columns), [&](std::int64_t item) {
+    const Range columns = block_of({0, b.lanes}, item, few.columns);
+    // The threads take items in turn, so that this one's next is likely to be as many further as there are threads.
+    few.multiply({.rows = packed.data<float>(),
+                  .row_stride = stride,
+                  .row_count = a.lanes,
+                  .columns = b,
+                  .begin = columns.begin,
+                  .end = columns.end,
+                  .ahead = std::min(b.lanes, columns.begin + threads.count() * few.columns),
+                  .out = out});
+  });
+}
+
 }  // namespace
 
 void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
@@ -177,20 +198,29 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
                           .accumulate = accumulate,
                           .scale = operands.scale.value_or(1),
                           .bias = bias ? bias.data<float>() : nullptr};
-  const Product product(*this, threads_, *kernels_.gemm, operand_of(operands.a, kind == Gemm::wgrad),
-                        operand_of(operands.b, kind != Gemm::fprop), output);
+  const Operand rows = operand_of(operands.a, kind == Gemm::wgrad);
+  const Operand columns = operand_of(operands.b, kind != Gemm::fprop);
+  last_gemm_ = LastGemm{operands.a.dtype(), LastGemm::Way::in_place, operands.a.dtype() != a.dtype()};
+  if (kernels_.gemm->few_rows && kernels_.gemm->few_rows->takes(rows, columns)) {
+    return multiply_few_rows(*this, threads_, *kernels_.gemm, rows, columns, output);
+  }
+  const Product product(*this, threads_, *kernels_.gemm, rows, columns, output);
   product.run();
-  last_gemm_ = LastGemm{operands.a.dtype(), product.has_few_rows(), operands.a.dtype() != a.dtype()};
+  last_gemm_->way = product.has_few_rows() ? LastGemm::Way::one_tile : LastGemm::Way::stripes;
 }
 
 std::string CpuBackend::last_gemm_kernel() const {
   if (!last_gemm_) return {};
-  const auto& [dtype, few_rows, from_blocks] = *last_gemm_;
-  const char* const widened = from_blocks     ? ", operands widened to bf16 first"
-                              : is_fp8(dtype) ? ", widened to bf16 while packing"
-                                              : "";
-  return fmt::format("{} {}{}{}", cpu::name_of(level_), name_of(dtype), widened,
-                     few_rows ? ", few rows" : ", packed stripes");
+  const auto& [dtype, way, from_blocks] = *last_gemm_;
+  const bool in_place = way == LastGemm::Way::in_place;
+  const char* const widened = from_blocks      ? ", operands widened to bf16 first"
+                              : !is_fp8(dtype) ? ""
+                              : in_place       ? ", widened to bf16 in registers"
+                                               : ", widened to bf16 while packing";
+  const char* const cut = in_place                         ? ", few rows, weights in place"
+                          : way == LastGemm::Way::one_tile ? ", few rows"
+                                                           : ", packed stripes";
+  return fmt::format("{} {}{}{}", cpu::name_of(level_), name_of(dtype), widened, cut);
 }
 
 }  // namespace quaver

@@ -3,6 +3,9 @@
 #include "ops/cpu/kernels/microkernel.h"
 #include "ops/cpu/kernels/pack.h"
 #include "ops/cpu/kernels/store_output.h"
+#if defined(__AVX512BF16__)
+#include "ops/cpu/kernels/few_rows.h"
+#endif
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
@@ -64,6 +67,45 @@ void multiply_tile(const GemmTile& tile) {
   }
 }
 
+#if defined(__AVX512BF16__)
+
+template <class Words>
+void multiply_few_rows(const FewRowsTile& tile) {
+  switch (tile.row_count) {
+    case 1:
+      return multiply_few_rows<Words, 1>(tile);
+    case 2:
+      return multiply_few_rows<Words, 2>(tile);
+    case 3:
+      return multiply_few_rows<Words, 3>(tile);
+    default:
+      return multiply_few_rows<Words, kMostFewRows>(tile);
+  }
+}
+
+void multiply_few_rows_of_any(const FewRowsTile& tile) {
+  if (tile.columns.element == Element::bf16) return multiply_few_rows<Bf16Words>(tile);
+  multiply_few_rows<Fp8Words>(tile);
+}
+
+bool takes_few_rows(const Operand& rows, const Operand& columns) {
+  return rows.lanes <= kMostFewRows && rows.along_contraction && columns.along_contraction &&
+         columns.element != Element::f32;
+}
+
+constexpr FewRowsKernels kFewRowsKernels = {
+    .columns = kFewRowsColumns,
+    .takes = takes_few_rows,
+    .pack_rows = pack_few_rows,
+    .multiply = multiply_few_rows_of_any,
+};
+constexpr const FewRowsKernels* kFewRows = &kFewRowsKernels;
+
+#else
+constexpr const FewRowsKernels* kFewRows = nullptr;
+
+#endif
+
 }  // namespace
 
 const GemmKernels gemm_kernels = {
@@ -74,6 +116,7 @@ const GemmKernels gemm_kernels = {
     .pack_rows = pack_rows,
     .pack_columns = pack_columns,
     .multiply = multiply_tile,
+    .few_rows = kFewRows,
 };
 
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL

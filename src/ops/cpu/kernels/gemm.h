@@ -46,6 +46,28 @@ struct GemmTile {
   GemmOutput out;         ///< data and bias point at the tile's first element
 };
 
+/// Columns [begin, end) of a product of few rows, whose columns are read where they stand.
+struct FewRowsTile {
+  const float* rows = nullptr;  ///< as `pack_rows` wrote them
+  std::int64_t row_stride = 0;  ///< packed_row_stride of their source
+  std::int64_t row_count = 0;
+  Operand columns;  ///< all of the product
+  std::int64_t begin = 0, end = 0;
+  std::int64_t ahead =
+      0;           ///< the columns from here on are fetched into the cache meanwhile; beyond the last: none
+  GemmOutput out;  ///< of the whole product
+};
+
+/// Products of few rows without packed columns: a step for one token reads every weight once, and packing it would
+/// cost more than reading it.
+struct FewRowsKernels {
+  std::int64_t columns;  ///< of a tile, at most
+  bool (*takes)(const Operand& rows, const Operand& columns);
+  /// All rows one after the other, packed_row_stride units apart.
+  void (*pack_rows)(const Operand& rows, float* packed);
+  void (*multiply)(const FewRowsTile& tile);
+};
+
 /// Packed rows stand one after the other if their source lies along the contraction (no transposition), or
 /// else side by side in panels of row_panel, step after step. `lanes` rows take
 /// round_up(lanes, row_panel) * (packed_row_stride, or steps if that is 0) units, a group of columns
@@ -62,6 +84,7 @@ struct GemmKernels {
   /// Packs lanes [begin, end) as one group of columns, which a tile then uses as a whole.
   void (*pack_columns)(const Operand& source, std::int64_t begin, std::int64_t end, float* packed);
   void (*multiply)(const GemmTile& tile);
+  const FewRowsKernels* few_rows;  ///< null at levels that pack the columns of all products
 };
 
 namespace baseline {

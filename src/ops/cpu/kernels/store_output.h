@@ -79,7 +79,7 @@ struct StoreOutput {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       if (r >= rows) break;
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
         store(sum[r][v], row + r, column + v * kVector, columns - v * kVector);
     }
