@@ -1,3 +1,5 @@
+#include <numbers>
+
 #include "ops/pointwise_support.h"
 
 namespace quaver::testing {
@@ -157,6 +159,55 @@ TEST(PointwiseCurves, InfinitiesAndNanBehaveAsInTheReference) {
     run([&](Backend& backend, const Output& out) { backend.gate(kind, ones, g, out); });
   }
   run([&](Backend& backend, const Output& out) { backend.activation(Activation::gelu, {}, g, out); });
+}
+
+/// All BF16 numbers, as FP32.
+std::vector<float> every_bf16_number() {
+  std::vector<float> numbers;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) numbers.push_back(std::bit_cast<float>(bits << 16));
+  return numbers;
+}
+
+/// Relative error: 2^-24 |z|, z = argument(x), for each of the few roundings that the exponent goes through.
+void expect_near_formula(const std::vector<float>& x, const Tensor& found, double (*formula)(double),
+                         double (*argument)(double)) {
+  const std::vector<float> y = download(reference(), found);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (!std::isfinite(x[i])) continue;
+    const double expected = formula(x[i]);
+    // sigmoid(z) below 2^-127 counts as 0.
+    const double bound = (5e-7 + 2.4e-7 * std::min(200.0, std::fabs(argument(x[i])))) * std::fabs(expected) +
+                         6e-39 * (1.0 + std::fabs(x[i]));
+    ASSERT_LE(std::fabs(y[i] - expected), bound) << x[i] << " gives " << y[i] << ", expected " << expected;
+  }
+}
+
+double sigmoid(double z) {
+  return 1.0 / (1.0 + std::exp(-z));
+}
+double gelu_argument(double x) {
+  return 2.0 * std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x);
+}
+
+TEST(PointwiseCurves, EveryBf16NumberIsNearTheFormulaAtEveryLevel) {
+  const std::vector<float> numbers = every_bf16_number();
+  const auto count = static_cast<std::int64_t>(numbers.size());
+  const Tensor x = upload(reference(), numbers, {1, count});
+  const Tensor one = upload(reference(), std::vector<float>(numbers.size(), 1.0f), {1, count});
+  const auto results = expect_one_result([&](Backend& backend) {
+    std::vector<Tensor> values;
+    for (int i = 0; i < 3; ++i) values.push_back(backend.allocate(DType::f32, {1, count}));
+    backend.gate(GateActivation::sigmoid, one, x, Output{values[0], {}, {}});
+    backend.activation(Activation::swiglu, x, one, Output{values[1], {}, {}});
+    backend.activation(Activation::gelu, {}, x, Output{values[2], {}, {}});
+    return values;
+  });
+  const auto itself = [](double z) { return z; };
+  expect_near_formula(numbers, results[0], sigmoid, itself);
+  expect_near_formula(
+      numbers, results[1], [](double z) { return z * sigmoid(z); }, itself);
+  expect_near_formula(
+      numbers, results[2], [](double z) { return z * sigmoid(gelu_argument(z)); }, gelu_argument);
 }
 
 TEST(PointwiseCurves, SlopesOfLargeArgumentsAreFinite) {

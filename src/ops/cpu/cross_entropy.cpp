@@ -40,6 +40,7 @@ void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, floa
   const Pieces pieces = Pieces::of_rows({logits.rows(), logits.cols()});
   Production production(dlogits, pieces);
   const Tensor exponentials = allocate(DType::f32, {threads_.count(), logits.cols()});
+  const Tensor shifts = allocate(DType::f32, {threads_.count(), logits.cols() / kLogitBlock + 1});
   threads_.for_each_on_thread(pieces.count(), [&](std::int64_t index, int thread) {
     const Piece piece = pieces.at(index);
     const CrossEntropyRows loss{.logits = part(const_rows(logits), piece, real),
@@ -48,7 +49,8 @@ void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, floa
                                 .largest = largest.data() + piece.row,
                                 .sum = sum.data() + piece.row,
                                 .wants_gradient = dlogits.values.defined() || dlogits.quantized.defined(),
-                                .exponentials = exponentials.data<float>() + thread * logits.cols()};
+                                .exponentials = exponentials.data<float>() + thread * logits.cols(),
+                                .shifts = shifts.data<float>() + thread * shifts.cols()};
     kernels_.cross_entropy->rows(real, piece.extent, loss, production.at(piece, real));
   });
   production.finish();

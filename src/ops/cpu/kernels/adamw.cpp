@@ -1,7 +1,7 @@
 #include "ops/cpu/kernels/adamw.h"
 
 #include "ops/cpu/kernels/quantize.h"
-#include "ops/cpu/kernels/simd.h"
+#include "ops/cpu/kernels/simd_memory.h"
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {

@@ -7,7 +7,7 @@
 #include "ops/cpu/kernels/attention.h"
 #include "ops/cpu/kernels/microkernel.h"
 #include "ops/cpu/kernels/pack.h"
-#include "ops/cpu/kernels/simd.h"
+#include "ops/cpu/kernels/simd_memory.h"
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 

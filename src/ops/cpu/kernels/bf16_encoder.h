@@ -3,7 +3,7 @@
 #pragma once
 
 #include "ops/cpu/kernels/rows.h"
-#include "ops/cpu/kernels/simd.h"
+#include "ops/cpu/kernels/simd_memory.h"
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
@@ -27,15 +27,15 @@ typedef std::uint16_t Halves __attribute__((vector_size(64)));
   return load(reinterpret_cast<const Bf16*>(&x) + kLanes, Full{});
 }
 
-[[gnu::always_inline]] inline Halves to_halves(f32x16 low, f32x16 high) {
-  if (suits_native_bf16(low) && suits_native_bf16(high)) {
-    return reinterpret_cast<Halves>(
-        _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high.part[0]), reinterpret_cast<__m512>(low.part[0])));
+/// Rounds N vectors to N / 2 of halves.
+template <int N>
+[[gnu::always_inline]] inline void to_halves(F32<N> v, Halves* to) {
+  if (!suits_native_bf16(v)) return store(v, reinterpret_cast<Bf16*>(to), Whole<N>{});
+#pragma GCC unroll 8
+  for (int i = 0; i < N / 2; ++i) {
+    to[i] = reinterpret_cast<Halves>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(v.part[2 * i + 1]),
+                                                         reinterpret_cast<__m512>(v.part[2 * i])));
   }
-  Halves x;
-  store(low, reinterpret_cast<Bf16*>(&x), Full{});
-  store(high, reinterpret_cast<Bf16*>(&x) + kLanes, Full{});
-  return x;
 }
 
 /// The largest magnitude up to infinity whose product with `scale` is at most `bound`. Products grow with the
@@ -54,7 +54,7 @@ inline std::int32_t largest_below(float scale, float bound) {
 /// The arithmetic of Fp8Encoder (quantize.h). A product with one scale grows with the magnitude, so the limits of
 /// saturation and underflow are magnitudes of x, found once.
 ///
-/// Two vectors whose results are normal FP8 numbers or zeros need no arithmetic: doubling x doubles the product exactly
+/// Vectors whose results are normal FP8 numbers or zeros need no arithmetic: doubling x doubles the product exactly
 /// and adds one step of the exponent to the code, so the code is that of any other x with the same mantissa, of which there
 /// are 128, plus the difference of the exponents.
 class Bf16Encoder {
@@ -91,9 +91,7 @@ class Bf16Encoder {
     elements_ += kPairLanes;
 
     const __m512i clamped = _mm512_maskz_min_epu16(0xFFFFFFFF, magnitude, limit_);
-    const __m512i even = steps_of(_mm512_maskz_slli_epi32(0xFFFF, clamped, 16));
-    const __m512i odd = steps_of(_mm512_and_si512(clamped, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
-    __m512i code = _mm512_mask_mov_epi16(even, 0xAAAAAAAA, _mm512_maskz_slli_epi32(0xFFFF, odd, 16));
+    __m512i code = codes_of(clamped);
     // code | (sign & 0x80)
     code = _mm512_ternarylogic_epi32(code, _mm512_maskz_srli_epi16(0xFFFFFFFF, x, 8), _mm512_set1_epi16(0x80),
                                      0xF8);
@@ -103,39 +101,34 @@ class Bf16Encoder {
 
   /// Twice 32 numbers. `to` is written past the caches if `streams` and it is aligned.
   [[gnu::always_inline]] void store_two(Halves first, Halves second, std::uint8_t* to, bool streams) {
-    const auto a = reinterpret_cast<__m512i>(first), b = reinterpret_cast<__m512i>(second);
-    const __m512i magnitude = _mm512_set1_epi16(0x7FFF), minus_one = _mm512_set1_epi16(-1);
-    const __m512i a_magnitude = _mm512_and_si512(a, magnitude), b_magnitude = _mm512_and_si512(b, magnitude);
-    const __m512i largest = _mm512_maskz_max_epu16(kAll, a_magnitude, b_magnitude);
-    const __m512i least = _mm512_maskz_min_epu16(kAll, _mm512_add_epi16(a_magnitude, minus_one),
-                                                 _mm512_add_epi16(b_magnitude, minus_one));
-    const __mmask32 outside =
-        _mm512_cmpgt_epu16_mask(largest, limit_) | _mm512_cmplt_epu16_mask(least, normal_limit_);
-    if (__builtin_expect(outside != 0, 0)) {
+    Range range;
+    range.include(first);
+    range.include(second);
+    const Way way = way_of(range);
+    if (way == Way::table) {
+      count_finite(range, 2);
+      const __m512i code = codes_by_table(first, second);
+      if (streams && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), code);
+      } else {
+        _mm512_storeu_si512(to, code);
+      }
+    } else if (way == Way::arithmetic) {
+      count_finite(range, 2);
+      _mm512_storeu_si512(to, codes_by_arithmetic(first, second));
+    } else {
       store(first, to);
       store(second, to + kPairLanes);
-      return;
     }
-    amax_ = _mm512_maskz_max_epu16(kAll, amax_, largest);
-    elements_ += 2 * kPairLanes;
-    numbers_ += 2 * kPairLanes;
-    finite_ += 2 * kPairLanes;
-    const __m512i mantissas = _mm512_permutex2var_epi8(a, low_bytes_, b);
-    const __m512i signs = _mm512_permutex2var_epi8(a, high_bytes_, b);
-    const __m512i exponents =
-        _mm512_permutex2var_epi8(_mm512_maskz_srl_epi16(kAll, a, step_shift_), low_bytes_,
-                                 _mm512_maskz_srl_epi16(kAll, b, step_shift_));
-    const __m512i differences = _mm512_permutex2var_epi8(low_table_, mantissas, high_table_);
-    const __mmask64 nonzero =
-        _mm512_kunpackd(_mm512_test_epi16_mask(b, magnitude), _mm512_test_epi16_mask(a, magnitude));
-    zeros_ += 2 * kPairLanes - __builtin_popcountll(nonzero);
-    __m512i code = _mm512_maskz_add_epi8(nonzero, exponents, differences);
-    code = _mm512_ternarylogic_epi32(code, signs, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);
-    if (streams && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), code);
-    } else {
-      _mm512_storeu_si512(to, code);
-    }
+  }
+
+  /// `count` times 32 numbers, kSameWay at once: small ones are scattered over most producers' results, and a predictor of
+  /// branches cannot tell where.
+  [[gnu::always_inline]] void store_run(const Halves* x, std::int64_t count, std::uint8_t* to) {
+    constexpr std::int64_t kSameWay = 4;
+    for (std::int64_t begin = 0; begin < count; begin += kSameWay)
+      store_in_one_way(x + begin, count - begin < kSameWay ? count - begin : kSameWay,
+                       to + begin * kPairLanes);
   }
 
   void add_to(CastCounts& counts) const {
@@ -155,9 +148,101 @@ class Bf16Encoder {
 
  private:
   typedef std::uint8_t Bytes __attribute__((vector_size(kPairLanes)));
+
+  [[gnu::always_inline]] void store_in_one_way(const Halves* x, std::int64_t count, std::uint8_t* to) {
+    Range range;
+    for (std::int64_t i = 0; i < count; ++i) range.include(x[i]);
+    const Way way = way_of(range);
+    std::int64_t done = 0;
+    if (way == Way::table) {
+      for (; done + 2 <= count; done += 2)
+        _mm512_storeu_si512(to + done * kPairLanes, codes_by_table(x[done], x[done + 1]));
+    } else if (way == Way::arithmetic) {
+      for (; done + 2 <= count; done += 2)
+        _mm512_storeu_si512(to + done * kPairLanes, codes_by_arithmetic(x[done], x[done + 1]));
+    }
+    if (done > 0) count_finite(range, done);
+    for (; done < count; ++done) store(x[done], to + done * kPairLanes);
+  }
+
   static constexpr __mmask32 kAll = 0xFFFFFFFF;
 
+  /// The largest magnitude and the least that is not zero, less one.
+  struct Range {
+    __m512i largest = _mm512_setzero_si512();
+    __m512i least = _mm512_set1_epi16(-1);  // zero less one is the largest 16-bit number
+
+    [[gnu::always_inline]] void include(Halves x) {
+      const __m512i magnitude = _mm512_and_si512(reinterpret_cast<__m512i>(x), _mm512_set1_epi16(0x7FFF));
+      largest = _mm512_maskz_max_epu16(kAll, largest, magnitude);
+      least = _mm512_maskz_min_epu16(kAll, least, _mm512_add_epi16(magnitude, _mm512_set1_epi16(-1)));
+    }
+  };
+
+  /// table: results are normal numbers or zeros. arithmetic: all are finite.
+  enum class Way { table, arithmetic, one_by_one };
+
+  [[gnu::always_inline]] Way way_of(const Range& range) const {
+    const __mmask32 unusual =
+        _mm512_cmpgt_epu16_mask(range.largest, limit_) | _mm512_cmplt_epu16_mask(range.least, normal_limit_);
+    if (unusual == 0) return Way::table;
+    const __mmask32 not_finite = _mm512_cmpge_epu16_mask(range.largest, _mm512_set1_epi16(0x7F80));
+    return not_finite == 0 ? Way::arithmetic : Way::one_by_one;
+  }
+
+  [[gnu::always_inline]] void count_finite(const Range& range, std::int64_t vectors) {
+    amax_ = _mm512_maskz_max_epu16(kAll, amax_, range.largest);
+    elements_ += vectors * kPairLanes;
+    numbers_ += vectors * kPairLanes;
+    finite_ += vectors * kPairLanes;
+  }
+
+  /// Counts zeros.
+  [[gnu::always_inline]] __mmask64 nonzero_of(__m512i a, __m512i b) {
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
+    const __mmask64 nonzero =
+        _mm512_kunpackd(_mm512_test_epi16_mask(b, magnitude), _mm512_test_epi16_mask(a, magnitude));
+    zeros_ += 2 * kPairLanes - __builtin_popcountll(nonzero);
+    return nonzero;
+  }
+
+  [[gnu::always_inline]] __m512i with_signs(__m512i code, __m512i a, __m512i b) const {
+    const __m512i signs = _mm512_permutex2var_epi8(a, high_bytes_, b);
+    return _mm512_ternarylogic_epi32(code, signs, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);
+  }
+
+  [[gnu::always_inline]] __m512i codes_by_table(Halves first, Halves second) {
+    const auto a = reinterpret_cast<__m512i>(first), b = reinterpret_cast<__m512i>(second);
+    const __m512i mantissas = _mm512_permutex2var_epi8(a, low_bytes_, b);
+    const __m512i exponents =
+        _mm512_permutex2var_epi8(_mm512_maskz_srl_epi16(kAll, a, step_shift_), low_bytes_,
+                                 _mm512_maskz_srl_epi16(kAll, b, step_shift_));
+    const __m512i differences = _mm512_permutex2var_epi8(low_table_, mantissas, high_table_);
+    return with_signs(_mm512_maskz_add_epi8(nonzero_of(a, b), exponents, differences), a, b);
+  }
+
+  [[gnu::always_inline]] __m512i codes_by_arithmetic(Halves first, Halves second) {
+    const auto a = reinterpret_cast<__m512i>(first), b = reinterpret_cast<__m512i>(second);
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
+    const __m512i a_magnitude = _mm512_and_si512(a, magnitude), b_magnitude = _mm512_and_si512(b, magnitude);
+    beyond_ += __builtin_popcountll(_mm512_kunpackd(_mm512_cmpgt_epu16_mask(a_magnitude, limit_),
+                                                    _mm512_cmpgt_epu16_mask(b_magnitude, limit_)));
+    const __m512i code =
+        _mm512_permutex2var_epi8(codes_of(_mm512_maskz_min_epu16(kAll, a_magnitude, limit_)), low_bytes_,
+                                 codes_of(_mm512_maskz_min_epu16(kAll, b_magnitude, limit_)));
+    underflowed_ +=
+        __builtin_popcountll(nonzero_of(a, b)) - __builtin_popcountll(_mm512_test_epi8_mask(code, code));
+    return with_signs(code, a, b);
+  }
+
   void prepare_pairs(bool e5m2) {
+    alignas(64) std::uint8_t low[64], high[64], table[128];
+    for (int i = 0; i < 64; ++i) {
+      low[i] = static_cast<std::uint8_t>(2 * i);
+      high[i] = static_cast<std::uint8_t>(2 * i + 1);
+    }
+    low_bytes_ = _mm512_load_si512(low);
+    high_bytes_ = _mm512_load_si512(high);
     const float scale = _mm512_cvtss_f32(scale_), smallest_normal = e5m2 ? 0x1p-14f : 0x1p-6f;
     // x * scale in [1, 4) for the mantissas of this exponent.
     const std::int32_t exponent = 254 - (__builtin_bit_cast(std::int32_t, scale) >> 23 & 255);
@@ -165,11 +250,6 @@ class Bf16Encoder {
     if (exponent < 1 || exponent > 253 || normal_limit < 0x7F) return;  // denormals have no leading one
     normal_limit_ = _mm512_set1_epi16(static_cast<short>(normal_limit));
     step_shift_ = _mm_cvtsi32_si128(e5m2 ? 5 : 4);
-    alignas(64) std::uint8_t low[64], high[64], table[128];
-    for (int i = 0; i < 64; ++i) {
-      low[i] = static_cast<std::uint8_t>(2 * i);
-      high[i] = static_cast<std::uint8_t>(2 * i + 1);
-    }
     for (std::int32_t m = 0; m < 128; m += kLanes) {
       std::int32_t codes[kLanes];
       std::uint32_t x[kLanes];
@@ -179,11 +259,17 @@ class Bf16Encoder {
         table[m + i] =
             static_cast<std::uint8_t>(codes[i] - static_cast<std::int32_t>(x[i] >> 16 >> (e5m2 ? 5 : 4)));
     }
-    low_bytes_ = _mm512_load_si512(low);
-    high_bytes_ = _mm512_load_si512(high);
     low_table_ = _mm512_load_si512(table);
     high_table_ = _mm512_load_si512(table + 64);
   }
+  /// The code in the low byte of every 16-bit lane, given BF16 magnitudes of at most limit_.
+  [[gnu::always_inline]] __m512i codes_of(__m512i magnitude) const {
+    const __m512i even = steps_of(_mm512_maskz_slli_epi32(0xFFFF, magnitude, 16));
+    const __m512i odd =
+        steps_of(_mm512_and_si512(magnitude, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+    return _mm512_mask_mov_epi16(even, 0xAAAAAAAA, _mm512_maskz_slli_epi32(0xFFFF, odd, 16));
+  }
+
   /// The code in the low byte of every lane, given FP32 magnitudes.
   [[gnu::always_inline]] __m512i steps_of(__m512i x) const {
     const __m512 y = _mm512_mul_ps(_mm512_castsi512_ps(x), scale_);

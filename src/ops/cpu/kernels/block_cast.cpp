@@ -1,6 +1,6 @@
 #include "ops/cpu/kernels/block_cast.h"
 
-#include "ops/cpu/kernels/simd.h"
+#include "ops/cpu/kernels/simd_memory.h"
 
 // Every operation is exact or rounded as it stands, so the levels agree; the compiler vectorises the plain loops.
 namespace quaver::cpu::QUAVER_CPU_LEVEL {

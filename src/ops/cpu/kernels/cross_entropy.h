@@ -5,6 +5,9 @@
 
 namespace quaver::cpu {
 
+/// Columns whose logits and exponentials stay in the nearest caches between two passes.
+constexpr std::int64_t kLogitBlock = 2048;
+
 struct CrossEntropyRows {
   ConstRows logits;
   const std::int32_t* targets = nullptr;  ///< [rows]; -1: no target
@@ -13,6 +16,7 @@ struct CrossEntropyRows {
   float *largest = nullptr, *sum = nullptr;
   bool wants_gradient = false;
   float* exponentials = nullptr;  ///< scratch of one row's columns
+  float* shifts = nullptr;        ///< scratch, one for each kLogitBlock of them
 };
 
 struct CrossEntropyKernels {

@@ -1,32 +1,60 @@
 /// Activation functions and their slopes. For kernel files only.
 #pragma once
 
+#include "ops/cpu/kernels/exponential.h"
 #include "ops/cpu/kernels/pointwise.h"
 #include "ops/cpu/kernels/simd.h"
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
+// gelu(x) = x (1 + tanh(z / 2)) / 2 = x sigmoid(z), z = a x + b x^3.
+constexpr float kGeluA = 1.59576912f;    // 2 sqrt(2 / pi)
+constexpr float kGeluB = 0.0713548163f;  // 0.044715 a
+
+/// From where on sigmoid(z) is 0 or 1 and stays it; there x^3 must not overflow.
+template <int N>
+[[gnu::always_inline]] inline F32<N> near_zero(F32<N> x) {
+  return max(f32s<N>(-30.0f), min(f32s<N>(30.0f), x));
+}
+
+/// 1 + e^-z, whose inverse is sigmoid(z); z = x but for gelu.
+template <Curve curve, int N>
+[[gnu::always_inline]] inline F32<N> inverse_sigmoid(F32<N> x) {
+  F32<N> exponent;
+  if constexpr (curve == Curve::gelu) {
+    const F32<N> near = near_zero(x);
+    exponent = near * fused_multiply_add(near * near, -kGeluB * kLog2E, f32s<N>(-kGeluA * kLog2E));
+  } else {
+    exponent = x * -kLog2E;
+  }
+  const PowerOfTwo<N> power = split_power_of_two(exponent);
+  return fused_multiply_add(power.fraction, power.scale, f32s<N>(1.0f));
+}
+
+template <Curve curve, int N>
+[[gnu::always_inline]] inline F32<N> value_at(F32<N> x) {
+  const F32<N> inverse = inverse_sigmoid<curve>(x);
+  if constexpr (curve == Curve::sigmoid) return 1.0f / inverse;
+  if constexpr (curve == Curve::sigmoid2) return 2.0f / inverse;
+  if constexpr (curve == Curve::silu || curve == Curve::gelu) return x / inverse;
+}
+
+template <int N>
 struct ValueAndSlope {
-  f32x16 value, slope;
+  F32<N> value, slope;
 };
 
-/// Callers use one member only at times; what it does not need is optimised away.
-template <Curve curve>
-[[gnu::always_inline]] inline ValueAndSlope evaluate(f32x16 x) {
+template <Curve curve, int N>
+[[gnu::always_inline]] inline ValueAndSlope<N> evaluate(F32<N> x) {
+  const F32<N> s = 1.0f / inverse_sigmoid<curve>(x);
+  if constexpr (curve == Curve::sigmoid) return {s, s * (1.0f - s)};
+  if constexpr (curve == Curve::sigmoid2) return {s + s, (s + s) * (1.0f - s)};
+  if constexpr (curve == Curve::silu) return {x * s, fused_multiply_add(x * s, 1.0f - s, s)};
   if constexpr (curve == Curve::gelu) {
-    // 0.5 (1 + tanh(u)) = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
-    const f32x16 s = sigmoid(1.59576912f * (x + 0.044715f * (x * x * x)));
-    // Beyond 30 the slope is 0 or 1; there x^2 must not overflow, because infinity times s (1 - s) = 0 is
-    // NaN.
-    const f32x16 near = max(f32s(-30.0f), min(f32s(30.0f), x));
-    const f32x16 inner = 1.59576912f * (1.0f + 0.134145f * (near * near));
-    return {x * s, s + (near * (s * (1.0f - s))) * inner};
-  } else {
-    const f32x16 s = sigmoid(x);
-    if constexpr (curve == Curve::sigmoid) return {s, s * (1.0f - s)};
-    if constexpr (curve == Curve::sigmoid2) return {2.0f * s, 2.0f * (s * (1.0f - s))};
-    if constexpr (curve == Curve::silu) return {x * s, s * (1.0f + x * (1.0f - s))};
+    const F32<N> near = near_zero(x);
+    const F32<N> slope_of_z = fused_multiply_add(near * near, 3.0f * kGeluB, kGeluA);
+    return {x * s, fused_multiply_add(near * slope_of_z, s * (1.0f - s), s)};
   }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "ops/cpu/kernels/rows.h"
-#include "ops/cpu/kernels/simd.h"
+#include "ops/cpu/kernels/simd_memory.h"
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {

@@ -8,7 +8,9 @@ namespace {
 
 template <typename From, typename To>
 [[gnu::always_inline]] inline void copy_head(const From* from, To* to, std::int64_t count) {
-  for_vectors(count, [&](std::int64_t i, auto lanes) { store(load(from + i, lanes), to + i, lanes); });
+  for_vectors(
+      count, [&](std::int64_t i, auto lanes)
+                 __attribute__((always_inline)) { store(load(from + i, lanes), to + i, lanes); });
 }
 
 /// Turns the pairs (from[j], from[j + half]) by the row's angles; `direction` -1 turns back.
@@ -19,94 +21,125 @@ template <typename From, typename To>
   const std::int64_t half = layout.half, table_row = layout.positions[row] * half;
   const float* cosine = layout.cosine + table_row;
   const float* sine = layout.sine + table_row;
-  for_vectors(half, [&](std::int64_t j, auto lanes) {
-    const f32x16 c = load(cosine + j, lanes);
-    const f32x16 s = load(sine + j, lanes) * direction;
-    const f32x16 a = load(from + j, lanes);
-    const f32x16 b = load(from + half + j, lanes);
-    store(a * c - b * s, to + j, lanes);
-    store(b * c + a * s, to + half + j, lanes);
-  });
+  for_vectors(
+      half, [&](std::int64_t j, auto lanes) __attribute__((always_inline)) {
+        const f32x16 c = load(cosine + j, lanes);
+        const f32x16 s = load(sine + j, lanes) * direction;
+        const f32x16 a = load(from + j, lanes);
+        const f32x16 b = load(from + half + j, lanes);
+        store(a * c - b * s, to + j, lanes);
+        store(b * c + a * s, to + half + j, lanes);
+      });
 }
 
-/// A head without a norm: from memory to memory.
-template <typename T>
+/// The rotation of a whole head.
+template <typename From, typename To>
 [[gnu::always_inline]] inline void rotate_head(const HeadLayout& layout, std::int64_t row, float direction,
-                                               const T* from, T* to) {
+                                               const From* from, To* to) {
   rotate(layout, row, direction, from, to);
   const std::int64_t rotated = 2 * layout.half;
   copy_head(from + rotated, to + rotated, layout.head_dim - rotated);
 }
 
-[[gnu::always_inline]] inline float inverse_rms(const HeadLayout& layout, const float* head) {
+[[gnu::always_inline]] inline float inverse_rms_of_one(const HeadLayout& layout, const float* head) {
   return inverse_root_mean(sum_of_squares(head, 0.0f, layout.head_dim), layout.head_dim, layout.epsilon);
 }
 
-[[gnu::always_inline]] inline void normalise(const HeadLayout& layout, float* head) {
-  const float rstd = inverse_rms(layout, head);
-  for_vectors(layout.head_dim, [&](std::int64_t i, auto lanes) {
-    store((load(head + i, lanes) * rstd) * load(layout.gain + i, lanes), head + i, lanes);
-  });
+/// rstd[h] of the heads x + h * head_dim, h < heads <= kLanes: the roots and divisions of all at once.
+template <typename T>
+[[gnu::always_inline]] inline void inverse_rms(const HeadLayout& layout, const T* x, std::int64_t heads,
+                                               float* rstd) {
+  float squares[kLanes] = {};
+  for (std::int64_t h = 0; h < heads; ++h)
+    squares[h] = sum_of_squares(x + h * layout.head_dim, 0.0f, layout.head_dim);
+  const f32x16 mean = load(squares, Full{}) / f32s(static_cast<float>(layout.head_dim));
+  store(1.0f / sqrt(mean + layout.epsilon), rstd, Full{});
 }
 
-/// d <- gradient of the norm's input x; adds to dgain.
-[[gnu::always_inline]] inline void normalise_backward(const HeadLayout& layout, const float* x, float* d,
-                                                      float* dgain) {
-  const float rstd = inverse_rms(layout, x);
-  const float projection = gradient_means(d, x, layout.gain, 0.0f, rstd, layout.head_dim).normalised;
-  for_vectors(layout.head_dim, [&](std::int64_t i, auto lanes) {
-    const f32x16 xhat = load(x + i, lanes) * rstd;
-    const f32x16 dy = load(d + i, lanes);
-    store(load(dgain + i, lanes) + dy * xhat, dgain + i, lanes);
-    store(rstd * (dy * load(layout.gain + i, lanes) - projection * xhat), d + i, lanes);
-  });
+template <typename From, typename To>
+[[gnu::always_inline]] inline void normalise(const HeadLayout& layout, float rstd, const From* x, To* y) {
+  for_vectors(
+      layout.head_dim, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+        store((load(x + i, lanes) * rstd) * load(layout.gain + i, lanes), y + i, lanes);
+      });
 }
 
-/// A norm, then the rotation, from memory to memory. Heads are normalised one after the other and independently: many of the
-/// short chains that end in a root and a division are under way at once.
+/// dx = gradient of the norm's input x from that of its output; adds to dgain.
+template <typename From, typename Gradient, typename To>
+[[gnu::always_inline]] inline void normalise_backward(const HeadLayout& layout, float rstd, const From* x,
+                                                      const Gradient* dy, To* dx, float* dgain) {
+  const float projection = gradient_means(dy, x, layout.gain, 0.0f, rstd, layout.head_dim).normalised;
+  for_vectors(
+      layout.head_dim, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+        const f32x16 xhat = load(x + i, lanes) * rstd;
+        const f32x16 d = load(dy + i, lanes);
+        store(load(dgain + i, lanes) + d * xhat, dgain + i, lanes);
+        store(rstd * (d * load(layout.gain + i, lanes) - projection * xhat), dx + i, lanes);
+      });
+}
+
+/// A norm, then the rotation, from memory to memory.
 template <typename T>
 [[gnu::always_inline]] inline void normalise_and_rotate(const HeadLayout& layout, std::int64_t row,
-                                                        const T* from, T* to) {
-  const float rstd =
-      inverse_root_mean(sum_of_squares(from, 0.0f, layout.head_dim), layout.head_dim, layout.epsilon);
-  const auto normed = [&](std::int64_t i, auto lanes) {
+                                                        float rstd, const T* from, T* to) {
+  const auto normed = [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
     return (load(from + i, lanes) * rstd) * load(layout.gain + i, lanes);
   };
   const std::int64_t half = layout.half, rotated = 2 * half;
   if (half > 0) {
     const float* cosine = layout.cosine + layout.positions[row] * half;
     const float* sine = layout.sine + layout.positions[row] * half;
-    for_vectors(half, [&](std::int64_t j, auto lanes) {
-      const f32x16 c = load(cosine + j, lanes), s = load(sine + j, lanes);
-      const f32x16 a = normed(j, lanes), b = normed(half + j, lanes);
-      store(a * c - b * s, to + j, lanes);
-      store(b * c + a * s, to + half + j, lanes);
-    });
+    for_vectors(
+        half, [&](std::int64_t j, auto lanes) __attribute__((always_inline)) {
+          const f32x16 c = load(cosine + j, lanes), s = load(sine + j, lanes);
+          const f32x16 a = normed(j, lanes), b = normed(half + j, lanes);
+          store(a * c - b * s, to + j, lanes);
+          store(b * c + a * s, to + half + j, lanes);
+        });
   }
-  for_vectors(layout.head_dim - rotated, [&](std::int64_t i, auto lanes) {
-    store(normed(rotated + i, lanes), to + rotated + i, lanes);
-  });
+  for_vectors(
+      layout.head_dim - rotated, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+        store(normed(rotated + i, lanes), to + rotated + i, lanes);
+      });
+}
+
+/// At most kLanes heads; rstd: theirs, where the norm comes first.
+template <typename T>
+[[gnu::always_inline]] inline void forward_heads(const HeadLayout& layout, std::int64_t row,
+                                                 std::int64_t heads, const T* x, T* out, float* scratch) {
+  float rstd[kLanes];
+  if (layout.norm == HeadNorm::before_rotation) inverse_rms(layout, x, heads, rstd);
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const T* from = x + h * layout.head_dim;
+    T* to = out + h * layout.head_dim;
+    if (layout.norm == HeadNorm::none) {
+      rotate_head(layout, row, 1.0f, from, to);
+    } else if (layout.norm == HeadNorm::before_rotation) {
+      normalise_and_rotate(layout, row, rstd[h], from, to);
+    } else {
+      rotate_head(layout, row, 1.0f, from, scratch);
+      normalise(layout, inverse_rms_of_one(layout, scratch), scratch, to);
+    }
+  }
+}
+
+/// body(first, heads) over the heads of a row, kLanes at once.
+template <typename F>
+[[gnu::always_inline]] inline void for_heads(const HeadLayout& layout, F body) {
+  for (std::int64_t first = 0; first < layout.heads; first += kLanes)
+    body(first, layout.heads - first < kLanes ? layout.heads - first : kLanes);
 }
 
 template <typename T>
 [[gnu::flatten]] void forward_rows(std::int64_t rows, const HeadLayout& layout, ConstRows x, Rows out,
-                                   float* head, const T* type) {
+                                   float* scratch, const T* type) {
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t h = 0; h < layout.heads; ++h) {
-      const std::int64_t begin = h * layout.head_dim;
-      const T* from = row_of(x, row, type) + begin;
-      T* to = row_of(out, row, type) + begin;
-      if (layout.norm == HeadNorm::none) {
-        rotate_head(layout, row, 1.0f, from, to);
-      } else if (layout.norm == HeadNorm::before_rotation) {
-        normalise_and_rotate(layout, row, from, to);
-      } else {
-        copy_head(from, head, layout.head_dim);
-        rotate(layout, row, 1.0f, head, head);
-        normalise(layout, head);
-        copy_head(head, to, layout.head_dim);
-      }
-    }
+    for_heads(
+        layout, [&](std::int64_t first, std::int64_t heads) __attribute__((always_inline)) {
+          const std::int64_t begin = first * layout.head_dim;
+          forward_heads(layout, row, heads, row_of(x, row, type) + begin, row_of(out, row, type) + begin,
+                        scratch);
+        });
   }
 }
 
@@ -115,31 +148,41 @@ void forward(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows x
 }
 
 template <typename T>
+[[gnu::always_inline]] inline void backward_heads(const HeadLayout& layout, std::int64_t row,
+                                                  std::int64_t heads, const T* dout, const T* x, T* dx,
+                                                  float* dgain, float* scratch) {
+  float* d = scratch;
+  float* input = scratch + layout.head_dim;
+  float rstd[kLanes];
+  if (layout.norm == HeadNorm::before_rotation) inverse_rms(layout, x, heads, rstd);
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int64_t begin = h * layout.head_dim;
+    if (layout.norm == HeadNorm::none) {
+      rotate_head(layout, row, -1.0f, dout + begin, dx + begin);
+    } else if (layout.norm == HeadNorm::before_rotation) {
+      rotate_head(layout, row, -1.0f, dout + begin, d);
+      normalise_backward(layout, rstd[h], x + begin, d, dx + begin, dgain);
+    } else {
+      rotate_head(layout, row, 1.0f, x + begin, input);
+      normalise_backward(layout, inverse_rms_of_one(layout, input), input, dout + begin, d, dgain);
+      rotate_head(layout, row, -1.0f, d, dx + begin);
+    }
+  }
+}
+
+template <typename T>
 [[gnu::flatten]] void backward_rows(std::int64_t rows, const HeadLayout& layout, ConstRows dout, ConstRows x,
                                     Rows dx, float* dgain, float* scratch, const T* type) {
   const bool has_norm = layout.norm != HeadNorm::none;
-  float* d = scratch;
-  float* input = scratch + layout.head_dim;
   for (std::int64_t i = 0; has_norm && i < layout.head_dim; ++i) dgain[i] = 0.0f;
   for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t h = 0; h < layout.heads; ++h) {
-      const std::int64_t begin = h * layout.head_dim;
-      const T* from = row_of(dout, row, type) + begin;
-      T* to = row_of(dx, row, type) + begin;
-      if (!has_norm) {
-        rotate_head(layout, row, -1.0f, from, to);
-        continue;
-      }
-      copy_head(from, d, layout.head_dim);
-      copy_head(row_of(x, row, type) + begin, input, layout.head_dim);
-      if (layout.norm == HeadNorm::after_rotation) {
-        rotate(layout, row, 1.0f, input, input);
-        normalise_backward(layout, input, d, dgain);
-      }
-      rotate(layout, row, -1.0f, d, d);
-      if (layout.norm == HeadNorm::before_rotation) normalise_backward(layout, input, d, dgain);
-      copy_head(d, to, layout.head_dim);
-    }
+    for_heads(
+        layout, [&](std::int64_t first, std::int64_t heads) __attribute__((always_inline)) {
+          const std::int64_t begin = first * layout.head_dim;
+          const T* input = has_norm ? row_of(x, row, type) + begin : nullptr;
+          backward_heads(layout, row, heads, row_of(dout, row, type) + begin, input,
+                         row_of(dx, row, type) + begin, dgain, scratch);
+        });
   }
 }
 

@@ -8,9 +8,10 @@ namespace {
 
 template <typename T>
 [[gnu::always_inline]] inline float mean_of(const T* x, std::int64_t count) {
-  f32x16 total = f32s(0.0f);
-  for_vectors(count, [&](std::int64_t i, auto lanes) { total += load(x + i, lanes); });
-  return sum(total) / static_cast<float>(count);
+  RowSum sum;
+  for_blocks<4>(
+      count, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) { sum.add(load(x + i, lanes)); });
+  return sum.total() / static_cast<float>(count);
 }
 
 /// The row to be normalised; forms the sum, whose row stays in the nearest cache.
@@ -21,9 +22,10 @@ template <typename T>
   if (norm.addend.data == nullptr) return x;
   const T* addend = row_of(norm.addend, row, type);
   T* to = row_of(norm.sum, row, type);
-  for_vectors(count, [&](std::int64_t col, auto lanes) {
-    store(load(x + col, lanes) + load(addend + col, lanes), to + col, lanes);
-  });
+  for_vectors(
+      count, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+        store(load(x + col, lanes) + load(addend + col, lanes), to + col, lanes);
+      });
   return to;
 }
 
@@ -37,13 +39,14 @@ template <bool kLayerNorm, typename T>
     const float rstd = inverse_root_mean(sum_of_squares(x, mean, extent.cols), extent.cols, norm.epsilon);
     if (norm.mean != nullptr) norm.mean[row] = mean;
     if (norm.rstd != nullptr) norm.rstd[row] = rstd;
-    producer.store_row(row, 0, extent.cols, [&](std::int64_t col, auto lanes) {
-      f32x16 result = load(x + col, lanes);
-      if constexpr (kLayerNorm) result = result - mean;
-      result = (result * rstd) * load(norm.gain + col, lanes);
-      if constexpr (kLayerNorm) result = result + load(norm.bias + col, lanes);
-      return result;
-    });
+    producer.store_row(
+        row, 0, extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          auto result = load(x + col, lanes);
+          if constexpr (kLayerNorm) result = result - mean;
+          result = (result * rstd) * load(norm.gain + col, lanes);
+          if constexpr (kLayerNorm) result = result + load(norm.bias + col, lanes);
+          return result;
+        });
   }
   producer.finish();
 }
@@ -66,19 +69,20 @@ template <bool kLayerNorm, typename T>
     const float mean = kLayerNorm ? norm.mean[row] : 0.0f;
     const float rstd = norm.rstd[row];
     const GradientMeans means = gradient_means(dy, x, norm.gain, mean, rstd, extent.cols);
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
-      const f32x16 d = load(dy + col, lanes);
-      const f32x16 xhat = (load(x + col, lanes) - mean) * rstd;
-      store(load(norm.dgain + col, lanes) + d * xhat, norm.dgain + col, lanes);
-      f32x16 inner = d * load(norm.gain + col, lanes) - means.normalised * xhat;
-      if constexpr (kLayerNorm) {
-        store(load(norm.dbias + col, lanes) + d, norm.dbias + col, lanes);
-        inner = inner - means.plain;
-      }
-      f32x16 result = rstd * inner;
-      if (norm.accumulate_dx) result = load(dx + col, lanes) + result;
-      store(result, dx + col, lanes);
-    });
+    for_vectors(
+        extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          const f32x16 d = load(dy + col, lanes);
+          const f32x16 xhat = (load(x + col, lanes) - mean) * rstd;
+          store(load(norm.dgain + col, lanes) + d * xhat, norm.dgain + col, lanes);
+          f32x16 inner = d * load(norm.gain + col, lanes) - means.normalised * xhat;
+          if constexpr (kLayerNorm) {
+            store(load(norm.dbias + col, lanes) + d, norm.dbias + col, lanes);
+            inner = inner - means.plain;
+          }
+          f32x16 result = rstd * inner;
+          if (norm.accumulate_dx) result = load(dx + col, lanes) + result;
+          store(result, dx + col, lanes);
+        });
   }
 }
 

@@ -12,9 +12,10 @@ template <typename T>
     const T* left = row_of(a, row, type);
     const T* right = row_of(b, row, type);
     T* to = row_of(out, row, type);
-    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
-      store(load(left + col, lanes) + load(right + col, lanes), to + col, lanes);
-    });
+    for_blocks<kAtOnce>(
+        extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          store(load(left + col, lanes) + load(right + col, lanes), to + col, lanes);
+        });
   }
 }
 
@@ -24,8 +25,9 @@ void add(Real real, Extent extent, ConstRows a, ConstRows b, Rows out) {
 
 template <typename From, typename To>
 [[gnu::flatten]] void convert_elements(const From* source, To* destination, std::int64_t count) {
-  for_vectors(count,
-              [&](std::int64_t i, auto lanes) { store(load(source + i, lanes), destination + i, lanes); });
+  for_vectors(
+      count, [&](std::int64_t i, auto lanes)
+                 __attribute__((always_inline)) { store(load(source + i, lanes), destination + i, lanes); });
 }
 
 void convert(Real from, const void* source, Real to, void* destination, std::int64_t count) {
@@ -43,11 +45,11 @@ template <Curve curve, typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    producer.store_row(row, 0, extent.cols, [&](std::int64_t col, auto lanes) {
-      f32x16 result = evaluate<curve>(load(g_row + col, lanes)).value;
-      if (u.data != nullptr) result = result * load(u_row + col, lanes);
-      return result;
-    });
+    producer.store_row(
+        row, 0, extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          const auto value = value_at<curve>(load(g_row + col, lanes));
+          return u.data == nullptr ? value : value * load(u_row + col, lanes);
+        });
   }
   producer.finish();
 }
@@ -58,9 +60,12 @@ void gated(Curve curve, Real real, Extent extent, ConstRows g, ConstRows u, cons
   });
 }
 
+template <int N>
 struct Gradients {
-  f32x16 dg, du;
+  F32<N> dg, du;
 };
+template <int N>
+Gradients(F32<N>, F32<N>) -> Gradients<N>;  // clang 14 deduces none for aggregates
 
 template <Curve curve, typename T>
 [[gnu::flatten]] void gated_backward_rows(Extent extent, ConstRows d, ConstRows g, ConstRows u,
@@ -71,33 +76,35 @@ template <Curve curve, typename T>
     const T* d_row = row_of(d, row, type);
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    const auto gradients_at = [&](std::int64_t col, auto lanes) {
-      const f32x16 gradient = load(d_row + col, lanes);
-      const ValueAndSlope at = evaluate<curve>(load(g_row + col, lanes));
-      const f32x16 to_slope = u.data == nullptr ? gradient : gradient * load(u_row + col, lanes);
+    const auto gradients_at = [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+      const auto gradient = load(d_row + col, lanes);
+      const auto at = evaluate<curve>(load(g_row + col, lanes));
+      const auto to_slope = u.data == nullptr ? gradient : gradient * load(u_row + col, lanes);
       return Gradients{to_slope * at.slope, gradient * at.value};
     };
     std::int64_t done = 0;
 #if defined(__AVX512BF16__)
     if constexpr (kHasPairs<T>) {
       Halves dg_run[kRunPairs], du_run[kRunPairs];
-      done = for_runs(extent.cols, [&](std::int64_t begin, std::int64_t pairs) {
-        for (std::int64_t i = 0; i < pairs; ++i) {
-          const Gradients low = gradients_at(begin + i * kPairLanes, Full{});
-          const Gradients high = gradients_at(begin + i * kPairLanes + kLanes, Full{});
-          dg_run[i] = to_halves(low.dg, high.dg);
-          if (u.data != nullptr) du_run[i] = to_halves(low.du, high.du);
-        }
-        dg_producer.store_run(row, begin, dg_run, pairs);
-        if (u.data != nullptr) du_producer.store_run(row, begin, du_run, pairs);
-      });
+      done = for_runs(
+          extent.cols, [&](std::int64_t begin, std::int64_t pairs) __attribute__((always_inline)) {
+            for_pairs(
+                pairs, [&](std::int64_t pair, auto lanes) __attribute__((always_inline)) {
+                  const auto at = gradients_at(begin + pair * kPairLanes, lanes);
+                  to_halves(at.dg, dg_run + pair);
+                  if (u.data != nullptr) to_halves(at.du, du_run + pair);
+                });
+            dg_producer.store_run(row, begin, dg_run, pairs);
+            if (u.data != nullptr) du_producer.store_run(row, begin, du_run, pairs);
+          });
     }
 #endif
-    for_vectors(extent.cols - done, [&](std::int64_t i, auto lanes) {
-      const Gradients at = gradients_at(done + i, lanes);
-      dg_producer.store(row, done + i, at.dg, lanes);
-      if (u.data != nullptr) du_producer.store(row, done + i, at.du, lanes);
-    });
+    for_vectors(
+        extent.cols - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+          const auto at = gradients_at(done + i, lanes);
+          dg_producer.store(row, done + i, at.dg, lanes);
+          if (u.data != nullptr) du_producer.store(row, done + i, at.du, lanes);
+        });
   }
   dg_producer.finish();
   du_producer.finish();
@@ -117,17 +124,19 @@ template <Curve curve, typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    for_vectors(extent.cols, [&](std::int64_t first, auto heads) {
-      float factors[kLanes];
-      store(evaluate<curve>(load(g_row + first, heads)).value, factors, Full{});
-      for (int head = 0; head < lanes_in(heads); ++head) {
-        const std::int64_t begin = (first + head) * group;
-        const f32x16 factor = f32s(factors[head]);
-        producer.store_row(row, begin, group, [&](std::int64_t i, auto lanes) {
-          return factor * load(u_row + begin + i, lanes);
+    for_vectors(
+        extent.cols, [&](std::int64_t first, auto heads) __attribute__((always_inline)) {
+          float factors[kLanes];
+          store(value_at<curve>(load(g_row + first, heads)), factors, Full{});
+          for (int head = 0; head < lanes_in(heads); ++head) {
+            const std::int64_t begin = (first + head) * group;
+            const float factor = factors[head];
+            producer.store_row(
+                row, begin, group, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+                  return factor * load(u_row + begin + i, lanes);
+                });
+          }
         });
-      }
-    });
   }
   producer.finish();
 }
@@ -143,26 +152,28 @@ template <Curve curve, typename T>
 [[gnu::flatten]] void grouped_backward_rows(Extent extent, std::int64_t group, ConstRows d, ConstRows g,
                                             ConstRows u, Rows dg, Rows du, const T* type) {
   for (std::int64_t row = 0; row < extent.rows; ++row) {
-    for_vectors(extent.cols, [&](std::int64_t first, auto heads) {
-      float values[kLanes], sums[kLanes] = {};
-      const ValueAndSlope at = evaluate<curve>(load(row_of(g, row, type) + first, heads));
-      store(at.value, values, Full{});
-      for (int head = 0; head < lanes_in(heads); ++head) {
-        const std::int64_t begin = (first + head) * group;
-        const T* d_row = row_of(d, row, type) + begin;
-        const T* u_row = row_of(u, row, type) + begin;
-        T* du_row = row_of(du, row, type) + begin;
-        const f32x16 value = f32s(values[head]);
-        f32x16 products = f32s(0.0f);
-        for_vectors(group, [&](std::int64_t i, auto lanes) {
-          const f32x16 gradient = load(d_row + i, lanes);
-          products += gradient * load(u_row + i, lanes);
-          store(gradient * value, du_row + i, lanes);
+    for_vectors(
+        extent.cols, [&](std::int64_t first, auto heads) __attribute__((always_inline)) {
+          float values[kLanes], sums[kLanes] = {};
+          const auto at = evaluate<curve>(load(row_of(g, row, type) + first, heads));
+          store(at.value, values, Full{});
+          for (int head = 0; head < lanes_in(heads); ++head) {
+            const std::int64_t begin = (first + head) * group;
+            const T* d_row = row_of(d, row, type) + begin;
+            const T* u_row = row_of(u, row, type) + begin;
+            T* du_row = row_of(du, row, type) + begin;
+            const float value = values[head];
+            f32x16 products = f32s(0.0f);
+            for_blocks<kAtOnce>(
+                group, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+                  const auto gradient = load(d_row + i, lanes);
+                  products = add_each(products, gradient * load(u_row + i, lanes));
+                  store(gradient * value, du_row + i, lanes);
+                });
+            sums[head] = sum(products);
+          }
+          store(load(sums, Full{}) * at.slope, row_of(dg, row, type) + first, heads);
         });
-        sums[head] = sum(products);
-      }
-      store(load(sums, Full{}) * at.slope, row_of(dg, row, type) + first, heads);
-    });
   }
 }
 

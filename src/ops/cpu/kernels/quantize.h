@@ -5,7 +5,7 @@
 #include "ops/cpu/kernels/bf16_encoder.h"
 #include "ops/cpu/kernels/f32_encoder.h"
 #include "ops/cpu/kernels/rows.h"
-#include "ops/cpu/kernels/simd.h"
+#include "ops/cpu/kernels/simd_memory.h"
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
@@ -74,6 +74,14 @@ template <typename F>
   }
   return all * kPairLanes;
 }
+
+/// body(pair, lanes) over the pairs of a run: two pairs at once, then one.
+template <typename F>
+[[gnu::always_inline]] inline void for_pairs(std::int64_t pairs, F body) {
+  std::int64_t pair = 0;
+  for (; pair + 2 <= pairs; pair += 2) body(pair, Whole<4>{});
+  if (pair < pairs) body(pair, Whole<2>{});
+}
 #endif
 
 template <typename T>
@@ -93,27 +101,35 @@ class Producer {
 #if defined(__AVX512BF16__)
     if constexpr (kHasPairs<T>) {
       Halves results[kRunPairs];
-      done = for_runs(count, [&](std::int64_t at, std::int64_t pairs) {
-        for (std::int64_t i = 0; i < pairs; ++i) {
-          const std::int64_t col = at + i * kPairLanes;
-          results[i] = to_halves(result_of(col, Full{}), result_of(col + kLanes, Full{}));
-        }
-        store_run(row, begin + at, results, pairs);
-      });
+      done = for_runs(
+          count, [&](std::int64_t at, std::int64_t pairs) __attribute__((always_inline)) {
+            for_pairs(
+                pairs, [&](std::int64_t pair, auto lanes) __attribute__((always_inline)) {
+                  to_halves(result_of(at + pair * kPairLanes, lanes), results + pair);
+                });
+            store_run(row, begin + at, results, pairs);
+          });
     }
 #endif
-    for_vectors(count - done, [&](std::int64_t i, auto lanes) {
-      store(row, begin + done + i, result_of(done + i, lanes), lanes);
-    });
+    for_vectors(
+        count - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+          store(row, begin + done + i, result_of(done + i, lanes), lanes);
+        });
   }
 
 #if defined(__AVX512BF16__)
   /// `pairs` times kPairLanes results; only where kHasPairs<T>.
   [[gnu::always_inline]] void store_run(std::int64_t row, std::int64_t col, const Halves* x,
                                         std::int64_t pairs) {
-    std::int64_t i = 0;
-    for (; i + 2 <= pairs; i += 2) store_two_halves(row, col + i * kPairLanes, x[i], x[i + 1]);
-    if (i < pairs) store_halves(row, col + i * kPairLanes, x[i]);
+    if (out_.bytes == nullptr || !bf16_encoder_.usable()) {
+      for (std::int64_t i = 0; i < pairs; ++i) store_halves(row, col + i * kPairLanes, x[i]);
+      return;
+    }
+    if (out_.values != nullptr) {
+      Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
+      for (std::int64_t i = 0; i < pairs; ++i) store_native(x[i], values + i * kPairLanes);
+    }
+    bf16_encoder_.store_run(x, pairs, out_.bytes + row * out_.bytes_stride + col);
   }
 #endif
 
