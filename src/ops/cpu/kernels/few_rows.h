@@ -23,38 +23,7 @@ namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
 constexpr std::int64_t kMostFewRows = 4, kFewRowsColumns = 64;
-constexpr std::int64_t kLineBytes = 64, kPieceBytes = 16;
-constexpr int kPieces = kLineBytes / kPieceBytes;
-
-/// The lines of a turn: those of one column after the other.
-struct ColumnLines {
-  alignas(64) std::uint8_t line[kFewRowsColumns][kLineBytes];
-};
-
-/// One piece of 16 columns, transposed: word w of column c in element c of words[w].
-[[gnu::always_inline]] inline void load_words(const std::uint8_t (*lines)[kLineBytes], int piece,
-                                              __m512i (&words)[4]) {
-  // Lane l of rows[j] comes from column 4 l + j. Masked broadcasts are loads: they need no shuffle.
-  __m512i rows[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const auto piece_of = [&](int lane) {
-      return _mm_load_si128(reinterpret_cast<const __m128i*>(lines[4 * lane + j] + kPieceBytes * piece));
-    };
-    rows[j] = _mm512_broadcast_i32x4(piece_of(0));
-    rows[j] = _mm512_mask_broadcast_i32x4(rows[j], 0x00F0, piece_of(1));
-    rows[j] = _mm512_mask_broadcast_i32x4(rows[j], 0x0F00, piece_of(2));
-    rows[j] = _mm512_mask_broadcast_i32x4(rows[j], 0xF000, piece_of(3));
-  }
-  const __m512i low01 = _mm512_unpacklo_epi32(rows[0], rows[1]),
-                low23 = _mm512_unpacklo_epi32(rows[2], rows[3]);
-  const __m512i high01 = _mm512_unpackhi_epi32(rows[0], rows[1]),
-                high23 = _mm512_unpackhi_epi32(rows[2], rows[3]);
-  words[0] = _mm512_unpacklo_epi64(low01, low23);
-  words[1] = _mm512_unpackhi_epi64(low01, low23);
-  words[2] = _mm512_unpacklo_epi64(high01, high23);
-  words[3] = _mm512_unpackhi_epi64(high01, high23);
-}
+constexpr std::int64_t kLineBytes = 64;
 
 /// Bytes of a unit of each of 16 columns, from the low bytes of their four BF16 numbers (0-63) and the high ones (64-127).
 constexpr ByteOrder make_unit_order(int pair) {
@@ -105,53 +74,65 @@ class Bf16Words {
   }
 };
 
-/// Copies the lines of a turn. Nothing beyond the ends of columns and contraction is read: it becomes zeros.
-struct LineSource {
-  const std::uint8_t* data;  ///< of the first column
-  std::int64_t stride;       ///< bytes from a column to the next
-  std::int64_t columns;      ///< that exist
-  const std::uint8_t*
-      ahead;  ///< fetched into the outer private cache meanwhile, a line for each that is copied
-
-  [[gnu::always_inline]] void copy(std::int64_t byte, std::int64_t bytes, ColumnLines& to) const {
-    const auto valid = low_bits<__mmask64>(bytes - byte);
-    const std::uint8_t* from = data + byte;
-    const std::uint8_t* fetched = ahead + byte * kFewRowsColumns;
-#pragma GCC unroll 4
-    for (std::int64_t i = 0; i < kFewRowsColumns; ++i, from += stride, fetched += kLineBytes) {
-      _mm512_store_si512(to.line[i],
-                         i < columns ? _mm512_maskz_loadu_epi8(valid, from) : _mm512_setzero_si512());
-      __builtin_prefetch(fetched, 0, 2);
-    }
-  }
-};
-
 constexpr int kFewRowsVectors = kFewRowsColumns / kVector;
 
-template <int Rows>
-using FewRowsSums = Vector[Rows][kFewRowsVectors];
+/// A line of each of a tile's columns, transposed: word w of 16 columns in word[w][vector].
+struct ColumnWords {
+  alignas(64) __m512i word[16][kFewRowsVectors];
+};
 
-/// Adds one piece of all columns, `units` units long, to the sums; `step` is the piece's first unit.
+/// Reads the line that begins at `byte` of `columns` columns, each `bytes` long. Nothing beyond them is read: it counts as
+/// zeros.
+inline void load_words(const std::uint8_t* data, std::int64_t stride, std::int64_t columns, std::int64_t byte,
+                       std::int64_t bytes, ColumnWords& to) {
+  const bool whole = bytes - byte >= kLineBytes;
+  const std::uint8_t* from = data + byte;
+  for (int v = 0; v < kFewRowsVectors; ++v, from += kVector * stride) {
+    const std::int64_t left = columns - v * kVector;
+    __m512i m[16];
+    if (whole && left >= kVector) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) m[i] = _mm512_loadu_si512(from + i * stride);
+    } else {
+      const auto valid = low_bits<__mmask64>(bytes - byte);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        m[i] = _mm512_maskz_loadu_epi8(i < left ? valid : __mmask64{0}, from + i * stride);
+    }
+    transpose(m);
+#pragma GCC unroll 16
+    for (int w = 0; w < 16; ++w) to.word[w][v] = m[w];
+  }
+}
+
+/// Adds the products of a line, `units` units long at most, to the sums; `step` is its first unit. A line of the memory from
+/// `ahead` on is fetched into the outer private cache for each that is multiplied.
 template <class Words, int Rows>
-[[gnu::always_inline]] inline void multiply_piece(const Words& words, const ColumnLines& lines, int piece,
-                                                  const RowsInTurn<Rows>& rows, std::int64_t step,
-                                                  std::int64_t units, FewRowsSums<Rows>& sum) {
+[[gnu::always_inline]] inline void multiply_line(const Words& words, const ColumnWords& line,
+                                                 const RowsInTurn<Rows>& rows, std::int64_t step,
+                                                 std::int64_t units, const std::uint8_t* ahead,
+                                                 Vector (&sum)[Rows][kFewRowsVectors]) {
+  for (int w = 0; w < 16 && w * Words::kUnits < units; ++w) {
+    // The second unit of the last word may be none: a further pair of zeros would make a sum of -0 a +0.
+    const bool all = (w + 1) * Words::kUnits <= units;
+    Vector row[Rows][Words::kUnits];
 #pragma GCC unroll 4
-  for (int v = 0; v < kFewRowsVectors; ++v) {
-    __m512i of_piece[4];
-    load_words(lines.line + v * kVector, piece, of_piece);
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int u = 0; u < Words::kUnits; ++u)
+        row[r][u] = broadcast(rows.unit(r, step + w * Words::kUnits + u));
+    }
 #pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w) {
-      __m512i of_word[Words::kUnits];
-      words.widen(of_piece[w], of_word);
+    for (int v = 0; v < kFewRowsVectors; ++v) {
+      __builtin_prefetch(ahead + (kFewRowsVectors * w + v) * kLineBytes, 0, 2);
+      __m512i unit[Words::kUnits];
+      words.widen(line.word[w][v], unit);
 #pragma GCC unroll 2
       for (int u = 0; u < Words::kUnits; ++u) {
-        const int unit = w * Words::kUnits + u;
-        if (unit >= units) break;
+        if (u > 0 && !all) break;
 #pragma GCC unroll 4
         for (int r = 0; r < Rows; ++r)
-          PairDot::apply(sum[r][v], broadcast(rows.unit(r, step + unit)),
-                         reinterpret_cast<Vector>(of_word[u]));
+          PairDot::apply(sum[r][v], row[r][u], reinterpret_cast<Vector>(unit[u]));
       }
     }
   }
@@ -160,30 +141,22 @@ template <class Words, int Rows>
 /// Columns [tile.begin, tile.end), at most kFewRowsColumns.
 template <class Words, int Rows>
 void multiply_few_rows(const FewRowsTile& tile) {
-  constexpr std::int64_t kUnitsOfPiece = 4 * Words::kUnits;
+  constexpr std::int64_t kLineUnits = kLineBytes / (2 * Words::kElementBytes);
   const Operand& b = tile.columns;
   const std::int64_t stride = b.stride * Words::kElementBytes, bytes = b.contraction * Words::kElementBytes;
-  const std::int64_t steps = steps_of(b.element, b.contraction);
+  const std::int64_t steps = steps_of(b.element, b.contraction), columns = tile.end - tile.begin;
   const auto* data = static_cast<const std::uint8_t*>(b.data);
-  const LineSource source{data + tile.begin * stride, stride, tile.end - tile.begin,
-                          data + tile.ahead * stride};
+  const std::uint8_t* ahead = data + tile.ahead * stride;
   const Words words(b.element);
   RowsInTurn<Rows> rows;
   for (int r = 0; r < Rows; ++r) rows.row_begin[r] = tile.rows + r * tile.row_stride;
-  FewRowsSums<Rows> sum{};
-  ColumnLines lines;
-  for (std::int64_t byte = 0; byte < bytes; byte += kLineBytes) {
-    source.copy(byte, bytes, lines);
-    std::int64_t step = byte / (2 * Words::kElementBytes);
-    for (int piece = 0; piece < kPieces && step < steps; ++piece, step += kUnitsOfPiece) {
-      if (steps - step >= kUnitsOfPiece) {
-        multiply_piece<Words, Rows>(words, lines, piece, rows, step, kUnitsOfPiece, sum);
-      } else {  // a further pair of zeros would make a sum of -0 a +0
-        multiply_piece<Words, Rows>(words, lines, piece, rows, step, steps - step, sum);
-      }
-    }
+  Vector sum[Rows][kFewRowsVectors] = {};
+  ColumnWords line;
+  for (std::int64_t step = 0; step < steps; step += kLineUnits, ahead += kFewRowsColumns * kLineBytes) {
+    load_words(data + tile.begin * stride, stride, columns, step * 2 * Words::kElementBytes, bytes, line);
+    multiply_line<Words, Rows>(words, line, rows, step, steps - step, ahead, sum);
   }
-  StoreOutput{tile.out, 0, tile.begin, Rows, tile.end - tile.begin}.finish(sum);
+  StoreOutput{tile.out, 0, tile.begin, Rows, columns}.finish(sum);
 }
 
 /// All rows one after the other, packed_row_stride floats apart.
