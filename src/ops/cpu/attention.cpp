@@ -128,7 +128,7 @@ void CpuBackend::attention(const AttentionShape& shape, const Tensor& q, const T
   const Tensor packed = allocate(DType::f32, {groups * packed_size});
   const Tensor scratch = allocate(DType::f32, {threads_.count() * scratch_size});
 
-  threads_.for_each(packed_size > 0 ? groups : 0, [&](std::int64_t group) {
+  threads_.for_each(groups, [&](std::int64_t group) {
     const std::int64_t row = group / shape.kv_heads * shape.key_len,
                        column = group % shape.kv_heads * shape.head_dim;
     kernels.pack(any, head_matrix(k, row, column), head_matrix(v, row, column),

@@ -1,9 +1,6 @@
 #include "ops/cpu/kernels/attention.h"
 
 #include "ops/cpu/kernels/attention_blocks.h"
-#if defined(__AVX512BF16__)
-#include "ops/cpu/kernels/few_rows.h"
-#endif
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
@@ -104,74 +101,6 @@ void start_rows(const ForwardScratch<T>& scratch, std::int64_t rows, std::int64_
   for (std::int64_t i = 0; i < count * kLanes; ++i) scratch.weights[i] = 0;
 }
 
-#if defined(__AVX512BF16__)
-
-/// One query that sees all keys, as a cached sequence asks: packing keys and values would cost more than the products.
-bool reads_in_place(const AttentionSequence& sequence) {
-  return sequence.query_len == 1 && sequence.first_key == nullptr && sequence.element == Element::bf16;
-}
-
-/// sums[i] += over keys: weight * value[lane + i], i < 16 * Vectors, of which `lanes` exist. `weights` are packed.
-template <int Vectors>
-void add_values(const Bf16Pairs& values, std::int64_t lane, std::int64_t lanes, std::int64_t keys,
-                const float* weights, float* sums) {
-  Vector sum[Vectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) sum[v] = *reinterpret_cast<const UnalignedVector*>(sums + v * kVector);
-  for (std::int64_t key = 0; key < keys; key += 2) {
-    __m512i units[Vectors];
-    values.across(lane, lanes, key, key + 1 < keys, units);
-    const Vector pair = broadcast(weights[key / 2]);
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) PairDot::apply(sum[v], pair, reinterpret_cast<Vector>(units[v]));
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) *reinterpret_cast<UnalignedVector*>(sums + v * kVector) = sum[v];
-}
-
-/// The same blocks and sums as `forward`, from keys and values where they stand.
-void forward_in_place(const AttentionSequence& sequence, const AttentionHead& head, float* memory) {
-  const BlockSizes sizes(sequence);
-  const ForwardScratch<Bf16> scratch(sizes, memory);
-  const std::int64_t d = sequence.head_dim;
-  pack_few_rows(operand(row_of<Bf16>(head.q, 0), head.q.stride, 1, d, true), scratch.queries);
-  start_rows(scratch, 1, sizes.width);
-  for (std::int64_t key = 0; key < sequence.key_len; key += kKeyBlock) {
-    const std::int64_t keys = lower(kKeyBlock, sequence.key_len - key);
-    FewRowsTile scores{.rows = scratch.queries,
-                       .row_stride = sizes.head_row,
-                       .row_count = 1,
-                       .columns = operand(row_of<Bf16>(head.k, key), head.k.stride, keys, d, true),
-                       .out = {.data = scratch.scores, .stride = kKeyBlock}};
-    for (; scores.begin < keys; scores.begin = scores.end) {
-      scores.ahead = scores.end = lower(keys, scores.begin + kFewRowsColumns);
-      multiply_few_rows<Bf16Words, 1>(scores);
-    }
-    softmax_row(scratch, 0, {0, keys}, sequence.scale * kLog2E, sizes.width);
-    pack_few_rows(operand(scratch.probabilities, kKeyBlock, 1, keys, true), scratch.packed_probabilities);
-    const Bf16Pairs values(operand(row_of<Bf16>(head.v, key), head.v.stride, d, keys, false));
-    for (std::int64_t lane = 0; lane < d;) {
-      float* const sums = scratch.out + lane;
-      if (d - lane > (kMaxAcross - 1) * kVector) {
-        add_values<kMaxAcross>(values, lane, d - lane, keys, scratch.packed_probabilities, sums);
-        lane += kMaxAcross * kVector;
-      } else {
-        add_values<1>(values, lane, d - lane, keys, scratch.packed_probabilities, sums);
-        lane += kVector;
-      }
-    }
-  }
-  store_results(sequence, head, scratch, 0, 1, sizes.width);
-}
-
-#else
-
-bool reads_in_place(const AttentionSequence&) {
-  return false;
-}
-
-#endif
-
 template <typename T>
 void forward(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
              std::int64_t begin, std::int64_t end, float* memory) {
@@ -205,7 +134,6 @@ void forward(const AttentionSequence& sequence, const AttentionHead& head, const
 }
 
 std::int64_t packed_size(const AttentionSequence& sequence) {
-  if (reads_in_place(sequence)) return 0;
   return PackedHead(BlockSizes(sequence)).size;
 }
 
@@ -228,9 +156,6 @@ std::int64_t forward_scratch_any(const AttentionSequence& sequence) {
 
 void forward_any(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
                  std::int64_t begin, std::int64_t end, float* scratch) {
-#if defined(__AVX512BF16__)
-  if (reads_in_place(sequence)) return forward_in_place(sequence, head, scratch);
-#endif
   if (sequence.element == Element::bf16) return forward<Bf16>(sequence, head, packed, begin, end, scratch);
   forward<float>(sequence, head, packed, begin, end, scratch);
 }

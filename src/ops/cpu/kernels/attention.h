@@ -29,7 +29,7 @@ struct AttentionSequence {
 
 struct AttentionHead {
   HeadMatrix q, out;
-  HeadMatrix k, v;       ///< of its key/value head; if they were packed, read only where they are not finite
+  HeadMatrix k, v;       ///< of its key/value head; read only where they are not finite
   float* lse = nullptr;  ///< may be null in forward
 };
 
@@ -54,7 +54,7 @@ struct AttentionBackwardKernels {
 };
 
 struct AttentionKernels {
-  /// The packed keys and values of one key/value head; 0 if `forward` reads them where they stand.
+  /// The packed keys and values of one key/value head.
   std::int64_t (*packed_size)(const AttentionSequence& sequence);
   void (*pack)(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed);
   /// Queries [begin, end), at most kQueryBlock, of one head.

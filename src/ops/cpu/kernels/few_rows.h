@@ -1,10 +1,10 @@
-/// Products of few rows (AVX-512 with BF16 and VBMI): the columns are read once, transposed and widened in registers and
-/// multiplied at once, nothing of them is written back. With a row or two, memory is the limit and not the arithmetic;
-/// what is left to save are shuffles, of which the processor starts one 512-bit one a cycle.
+/// Products of few rows (AVX-512 with BF16 and VBMI): the columns are read once, transposed, widened and multiplied at once.
+/// With a row or two, memory should be the limit and not the arithmetic; what is to be saved are shuffles, of which the
+/// processor starts one 512-bit one a cycle.
 ///
-/// The columns lie along the contraction. A turn copies 64 bytes of each of 64 columns side by side into the innermost
-/// cache: columns that are a power of two apart would compete for its sets, and ends of columns and of the contraction
-/// become zeros there. Sums are those of gemm.h, in the same order.
+/// The columns lie along the contraction. A turn transposes one cache line of each of 64 columns through the innermost cache,
+/// ends of columns and of the contraction as zeros, and multiplies four vectors of 16 columns in turn: the latency of a sum's
+/// products is that of several shuffles. Sums are those of gemm.h, in the same order.
 ///
 /// For kernel files only: everything is in an anonymous namespace of the level.
 #pragma once
