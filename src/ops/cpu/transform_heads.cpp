@@ -51,7 +51,7 @@ void CpuBackend::transform_heads(const HeadTransform& transform, const Tensor& x
   const Pieces pieces = Pieces::of_rows({x.rows(), x.cols()});
   threads_.for_each(pieces.count(), [&](std::int64_t index) {
     const Piece piece = pieces.at(index);
-    std::vector<float> scratch(2 * transform.head_dim);
+    std::vector<float> scratch(kHeadsAtOnce * transform.head_dim);
     kernels_.heads->forward(real, piece.extent.rows, from_row(layout, piece.row),
                             part(const_rows(x), piece, real), part(rows_of(out), piece, real),
                             scratch.data());
@@ -66,7 +66,7 @@ void CpuBackend::transform_heads_backward(const HeadTransform& transform, const 
   const PartialSums dgain_sums(*this, dout.rows(), transform.head_dim);
   threads_.for_each(dgain_sums.blocks(), [&](std::int64_t index) {
     const Piece piece = dgain_sums.rows_of_block(index, dout.cols());
-    std::vector<float> scratch(2 * transform.head_dim);
+    std::vector<float> scratch(kHeadsAtOnce * transform.head_dim);
     kernels_.heads->backward(real, piece.extent.rows, from_row(layout, piece.row),
                              part(const_rows(dout), piece, real), part(const_rows(x), piece, real),
                              part(rows_of(dx), piece, real), dgain_sums.of_block(index), scratch.data());

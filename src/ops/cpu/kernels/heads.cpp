@@ -6,6 +6,8 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
+static_assert(kHeadsAtOnce == kLanes);
+
 template <typename From, typename To>
 [[gnu::always_inline]] inline void copy_head(const From* from, To* to, std::int64_t count) {
   for_vectors(
@@ -64,15 +66,27 @@ template <typename From, typename To>
       });
 }
 
-/// dx = gradient of the norm's input x from that of its output; adds to dgain.
-template <typename From, typename Gradient, typename To>
-[[gnu::always_inline]] inline void normalise_backward(const HeadLayout& layout, float rstd, const From* x,
-                                                      const Gradient* dy, To* dx, float* dgain) {
-  const float projection = gradient_means(dy, x, layout.gain, 0.0f, rstd, layout.head_dim).normalised;
-  for_vectors(
+/// sum of dy * gain * x: times rstd / head_dim, what the gradient of x loses of x * rstd.
+template <typename From, typename Gradient>
+[[gnu::always_inline]] inline float projection_of(const HeadLayout& layout, const From* x,
+                                                  const Gradient* dy) {
+  RowSum products;
+  for_blocks<4>(
       layout.head_dim, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-        const f32x16 xhat = load(x + i, lanes) * rstd;
-        const f32x16 d = load(dy + i, lanes);
+        products.add((load(dy + i, lanes) * load(layout.gain + i, lanes)) * load(x + i, lanes));
+      });
+  return products.total();
+}
+
+/// dx = gradient of the norm's input x from that of its output, given mean(dy * gain * x * rstd); adds to dgain.
+template <typename From, typename Gradient, typename To>
+[[gnu::always_inline]] inline void normalise_backward(const HeadLayout& layout, float rstd, float projection,
+                                                      const From* x, const Gradient* dy, To* dx,
+                                                      float* dgain) {
+  for_blocks<4>(
+      layout.head_dim, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+        const auto xhat = load(x + i, lanes) * rstd;
+        const auto d = load(dy + i, lanes);
         store(load(dgain + i, lanes) + d * xhat, dgain + i, lanes);
         store(rstd * (d * load(layout.gain + i, lanes) - projection * xhat), dx + i, lanes);
       });
@@ -147,25 +161,53 @@ void forward(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows x
   with_type(real, [&](auto* type) { forward_rows(rows, layout, x, out, scratch, type); });
 }
 
+/// The backward of a rotation of normalised heads, at most kLanes: first the rotation and the sums of all, then the norm,
+/// so that the heads' long chains overlap.
+template <typename T>
+[[gnu::always_inline]] inline void backward_rotated(const HeadLayout& layout, std::int64_t row,
+                                                    std::int64_t heads, const T* dout, const T* x, T* dx,
+                                                    float* dgain, float* d) {
+  float rstd[kLanes], projections[kLanes] = {};
+  inverse_rms(layout, x, heads, rstd);
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int64_t begin = h * layout.head_dim;
+    rotate_head(layout, row, -1.0f, dout + begin, d + begin);
+    projections[h] = projection_of(layout, x + begin, d + begin);
+  }
+  const f32x16 size = f32s(static_cast<float>(layout.head_dim));
+  store((load(projections, Full{}) * load(rstd, Full{})) / size, projections, Full{});
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int64_t begin = h * layout.head_dim;
+    normalise_backward(layout, rstd[h], projections[h], x + begin, d + begin, dx + begin, dgain);
+  }
+}
+
+/// The backward of a norm of rotated heads.
+template <typename T>
+[[gnu::always_inline]] inline void backward_normalised(const HeadLayout& layout, std::int64_t row,
+                                                       const T* dout, const T* x, T* dx, float* dgain,
+                                                       float* scratch) {
+  float* d = scratch;
+  float* input = scratch + layout.head_dim;
+  rotate_head(layout, row, 1.0f, x, input);
+  const float rstd = inverse_rms_of_one(layout, input);
+  const float projection = projection_of(layout, input, dout) * rstd / static_cast<float>(layout.head_dim);
+  normalise_backward(layout, rstd, projection, input, dout, d, dgain);
+  rotate_head(layout, row, -1.0f, d, dx);
+}
+
 template <typename T>
 [[gnu::always_inline]] inline void backward_heads(const HeadLayout& layout, std::int64_t row,
                                                   std::int64_t heads, const T* dout, const T* x, T* dx,
                                                   float* dgain, float* scratch) {
-  float* d = scratch;
-  float* input = scratch + layout.head_dim;
-  float rstd[kLanes];
-  if (layout.norm == HeadNorm::before_rotation) inverse_rms(layout, x, heads, rstd);
+  if (layout.norm == HeadNorm::before_rotation)
+    return backward_rotated(layout, row, heads, dout, x, dx, dgain, scratch);
   for (std::int64_t h = 0; h < heads; ++h) {
     const std::int64_t begin = h * layout.head_dim;
     if (layout.norm == HeadNorm::none) {
       rotate_head(layout, row, -1.0f, dout + begin, dx + begin);
-    } else if (layout.norm == HeadNorm::before_rotation) {
-      rotate_head(layout, row, -1.0f, dout + begin, d);
-      normalise_backward(layout, rstd[h], x + begin, d, dx + begin, dgain);
     } else {
-      rotate_head(layout, row, 1.0f, x + begin, input);
-      normalise_backward(layout, inverse_rms_of_one(layout, input), input, dout + begin, d, dgain);
-      rotate_head(layout, row, -1.0f, d, dx + begin);
+      backward_normalised(layout, row, dout + begin, x + begin, dx + begin, dgain, scratch);
     }
   }
 }

@@ -17,8 +17,11 @@ struct HeadLayout {
   const std::int32_t* positions = nullptr;         ///< [rows] of the tables, with a rotation
 };
 
+/// Heads of a row that the kernels hold at once.
+constexpr std::int64_t kHeadsAtOnce = 16;
+
 struct HeadKernels {
-  /// `scratch`: 2 * head_dim floats.
+  /// `scratch`: kHeadsAtOnce * head_dim floats.
   void (*forward)(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows x, Rows out,
                   float* scratch);
   /// dgain [head_dim] is overwritten with these rows' sum (with a norm; else it and x may be null).

@@ -128,12 +128,15 @@ template <Curve curve, typename T>
         extent.cols, [&](std::int64_t first, auto heads) __attribute__((always_inline)) {
           float factors[kLanes];
           store(value_at<curve>(load(g_row + first, heads)), factors, Full{});
-          for (int head = 0; head < lanes_in(heads); ++head) {
+          // All heads as one row where no load reaches over a border between two.
+          const bool at_once = group % (4 * kLanes) == 0;
+          const std::int64_t stretch = at_once ? lanes_in(heads) * group : group;
+          for (int head = 0; head < lanes_in(heads); head += at_once ? kLanes : 1) {
             const std::int64_t begin = (first + head) * group;
-            const float factor = factors[head];
             producer.store_row(
-                row, begin, group, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-                  return factor * load(u_row + begin + i, lanes);
+                row, begin, stretch, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+                  const auto further = static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(group);
+                  return factors[head + static_cast<int>(further)] * load(u_row + begin + i, lanes);
                 });
           }
         });

@@ -121,15 +121,17 @@ class Producer {
   /// `pairs` times kPairLanes results; only where kHasPairs<T>.
   [[gnu::always_inline]] void store_run(std::int64_t row, std::int64_t col, const Halves* x,
                                         std::int64_t pairs) {
-    if (out_.bytes == nullptr || !bf16_encoder_.usable()) {
-      for (std::int64_t i = 0; i < pairs; ++i) store_halves(row, col + i * kPairLanes, x[i]);
-      return;
-    }
     if (out_.values != nullptr) {
       Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
       for (std::int64_t i = 0; i < pairs; ++i) store_native(x[i], values + i * kPairLanes);
     }
-    bf16_encoder_.store_run(x, pairs, out_.bytes + row * out_.bytes_stride + col);
+    if (out_.bytes == nullptr) return;
+    std::uint8_t* bytes = out_.bytes + row * out_.bytes_stride + col;
+    if (!bf16_encoder_.usable()) {
+      for (std::int64_t i = 0; i < pairs; ++i) encode_halves(x[i], bytes + i * kPairLanes);
+      return;
+    }
+    bf16_encoder_.store_run(x, pairs, bytes);
   }
 #endif
 
@@ -187,6 +189,11 @@ class Producer {
   }
 
 #if defined(__AVX512BF16__)
+  [[gnu::always_inline]] void encode_halves(Halves x, std::uint8_t* bytes) {
+    QUAVER_CPU_LEVEL::store(encode(low_of(x)), bytes, Full{});
+    QUAVER_CPU_LEVEL::store(encode(high_of(x)), bytes + kLanes, Full{});
+  }
+
   [[gnu::always_inline]] void store_halves(std::int64_t row, std::int64_t col, Halves x) {
     if (out_.values != nullptr) {
       store_native(x, static_cast<Bf16*>(out_.values) + row * out_.values_stride + col);
@@ -196,8 +203,7 @@ class Producer {
     if (bf16_encoder_.usable()) {
       bf16_encoder_.store(x, bytes);
     } else {
-      QUAVER_CPU_LEVEL::store(encode(low_of(x)), bytes, Full{});
-      QUAVER_CPU_LEVEL::store(encode(high_of(x)), bytes + kLanes, Full{});
+      encode_halves(x, bytes);
     }
   }
 

@@ -55,23 +55,51 @@ template <int N>
   return for_parts<F32<N>>([&](int p) { return load_native<NativeF32>(from + p * kNativeLanes); });
 }
 
-/// g++ 12 makes six instructions of a __builtin_convertvector that widens to 64 bytes.
-[[gnu::always_inline]] inline NativeI32 widened(NativeU16 half) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<NativeI32>(_mm512_maskz_cvtepu16_epi32(0xFFFF, reinterpret_cast<__m256i>(half)));
-#elif defined(__AVX2__)
+typedef std::int16_t Words __attribute__((vector_size(64)));
+
+/// 16 BF16 numbers from the `first`th on of 32, each into the upper half of a lane: one permutation in place of a widening
+/// and a shift.
+template <int first>
+[[gnu::always_inline]] inline NativeF32 spread(__m512i halves) {
+  constexpr Words kOrder = {0, first,      0, first + 1,  0, first + 2,  0, first + 3,
+                            0, first + 4,  0, first + 5,  0, first + 6,  0, first + 7,
+                            0, first + 8,  0, first + 9,  0, first + 10, 0, first + 11,
+                            0, first + 12, 0, first + 13, 0, first + 14, 0, first + 15};
+  return reinterpret_cast<NativeF32>(
+      _mm512_maskz_permutexvar_epi16(0xAAAAAAAA, reinterpret_cast<__m512i>(kOrder), halves));
+}
+#else
+[[gnu::always_inline]] inline NativeI32 widened(NativeU16 half) {
+#if defined(__AVX2__)
   return reinterpret_cast<NativeI32>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(half)));
 #else
   return __builtin_convertvector(half, NativeI32);
 #endif
 }
+#endif
 
 template <int N>
 [[gnu::always_inline]] inline F32<N> load(const Bf16* from, Whole<N>) {
+#if defined(__AVX512F__)
+  F32<N> r;
+#pragma GCC unroll 8
+  for (int p = 0; p + 2 <= N; p += 2) {
+    const __m512i halves = _mm512_loadu_si512(from + p * kLanes);
+    r.part[p] = spread<0>(halves);
+    r.part[p + 1] = spread<16>(halves);
+  }
+  if constexpr (N % 2 != 0) {
+    const auto* last = reinterpret_cast<const __m256i*>(from + (N - 1) * kLanes);
+    r.part[N - 1] = spread<0>(_mm512_castsi256_si512(_mm256_loadu_si256(last)));
+  }
+  return r;
+#else
   return for_parts<F32<N>>([&](int p) {
     const NativeU16 half = load_native<NativeU16>(from + p * kNativeLanes);
     return reinterpret_cast<NativeF32>(widened(half) << 16);
   });
+#endif
 }
 
 template <typename T>
