@@ -181,6 +181,16 @@ class Backend : public ScaleUpdater {
   /// counts[e] += elements of x (real [M,N]) whose biased FP32 exponent is e. counts: i64[kExponents].
   virtual void count_exponents(const Tensor& x, const Tensor& counts) = 0;
 
+  // ---- scales of columns (Linear::smooth_input) ----
+
+  /// Whether the next two operations exist; elsewhere they throw Error(usage).
+  virtual bool has_column_scales() const { return false; }
+  /// scale[n], inverse[n] = 1 / scale[n]: f32[N], powers of two that halve, in binades, how far the columns of x (real [M,N]) are
+  /// apart, as docs/numerics.md defines under "Smoothed inputs". |x[m,n]| * inverse[n] < 2 for magnitudes up to 2^33.
+  virtual void column_scales(const Tensor& x, const Tensor& scale, const Tensor& inverse);
+  /// out[m,n] = x[m,n] * factors[n]. x, out: real [M,N] of one type; out may be x. factors: f32[N].
+  virtual void scale_columns(const Tensor& x, const Tensor& factors, const Tensor& out);
+
   // ---- matrix products ----
 
   /// out (+)= (scale_inv_a * scale_inv_b) * product + bias. The sum of one element runs over the contraction

@@ -25,6 +25,12 @@ struct GemmRecord {
   std::string kernel = {};  ///< of the last run whose types or rows were new (Backend::last_gemm_kernel)
 };
 
+/// Powers of two, one per input feature, for `Linear::smooth_input`. Both absent: none.
+struct ChannelScales {
+  Tensor scale, inverse;  ///< f32[in_features]
+  explicit operator bool() const { return scale.defined(); }
+};
+
 /// FP8 state of one Linear. A slot exists once the module ran under a recipe (or its state was loaded). Recipes other than
 /// delayed scaling use its counters alone.
 struct Fp8State {
@@ -33,6 +39,7 @@ struct Fp8State {
       recipe;  ///< of the last forward with one: DelayedScaling if any of its GEMMs follows that
   std::array<GemmRecord, 3> gemms;  ///< fprop, dgrad, wgrad
   bool owns_input = true;           ///< false: `input` belongs to the sibling that reads the same tensor
+  ChannelScales channels = {};      ///< of the newest training forward that smoothed its input
 };
 
 class Linear : public Module {
@@ -65,6 +72,19 @@ class Linear : public Module {
   /// first forward.
   void share_input_of(Linear& leader);
 
+  /// After Smooth-SwiGLU (arXiv 2409.12517), for an input of which single features are far larger than the others: every feature
+  /// i is divided by s_i before it is cast (Backend::column_scales), and the weight's column i, in its compute copies, multiplied
+  /// by it. Powers of two are exact: y, dx and dw differ by the roundings to FP8 alone. What is cast is below 2, which is the
+  /// amax that is staged. It takes effect where fprop or wgrad reads the input with one scale for the tensor (delayed and current
+  /// scaling), and then for all GEMMs. In training s comes from the input itself; evaluation uses that of the newest training
+  /// forward (none before there was one), so that rows do not depend on each other. The weight is then cast by current scaling
+  /// whatever the recipe, once per training forward. Throws Error(usage) for an input that other modules read, and for a
+  /// backend without column scales.
+  void smooth_input(bool smooth);
+  bool smooths_input() const { return smooths_input_; }
+  /// Whether it takes effect inside an enabled scope of this recipe.
+  bool smooths_under(const Recipe& scope) const;
+
   /// Where the producer of x [rows, in_features] should write it under the context's precision: FP8 bytes
   /// with this module's input quantizer, high precision, or both, as the GEMMs that will read it ask (wgrad only
   /// while gradients are enabled; siblings included).
@@ -72,8 +92,8 @@ class Linear : public Module {
   /// The same for an x that exists in high precision: casts it if the context asks for FP8.
   Output cast_input(Context& context, const Tensor& x);
 
-  /// x as `make_input` described it, filled. `saved` may be null (evaluation).
-  Tensor forward(Context& context, const Output& x, Saved* saved);
+  /// y of the input as `make_input` described it, filled. `saved` may be null (evaluation).
+  Tensor forward(Context& context, const Output& input, Saved* saved);
 
   /// Where the producer of dy [rows, out_features] should write it.
   Output make_output_gradient(Context& context, const Saved& saved);
@@ -123,10 +143,15 @@ class Linear : public Module {
     void add(bool in_fp8) { (in_fp8 ? fp8 : real) = true; }
   };
   using Recipes = std::array<std::optional<Recipe>, 3>;  // of fprop, dgrad, wgrad
+  /// The recipe that each GEMM follows where the scope's is `scope`.
+  static Recipes recipes_for(const std::optional<Recipe>& scope, const GemmPolicies& policy);
   /// The recipe that each GEMM follows now.
-  static Recipes recipes_of(const Context& context, const GemmPolicies& policy);
-  Recipes recipes_of(const Context& context) const { return recipes_of(context, *policy_); }
+  Recipes recipes_of(const Context& context) const { return recipes_for(context.recipe(), *policy_); }
+  /// What the producer of the input writes; what the readers read. They differ where the input is smoothed in between.
   Forms input_forms(const Context& context) const;
+  Forms reader_forms(const Context& context) const;
+  Output make_input(Context& context, std::int64_t rows, const Forms& forms);
+  Output cast_input(Context& context, const Tensor& x, const Forms& forms);
   Forms gradient_forms(const Recipes& recipes) const;
   /// The DelayedScaling of those readers of the input that follow one; there is one.
   const DelayedScaling& input_recipe(const Context& context) const;
@@ -148,6 +173,16 @@ class Linear : public Module {
   /// In a calibrating scope: stages the amaxes of what would have been cast under `recipes`.
   void calibrate(Context& context, const Output& x, const Recipes& recipes, bool trains);
   const Tensor& real_weight(Context& context);
+  bool smooths(const Recipes& recipes) const;
+  /// x with its columns divided by `channels`, which it chooses, in the forms that the readers read.
+  Output smooth(Context& context, const Output& x, ChannelScales& channels);
+  /// From now on the weight's copies are multiplied by these.
+  void use_channels(const ChannelScales& channels);
+  /// The weight as its copies hold it: the master, or its columns times the channel scales.
+  Tensor weight_values();
+  /// out (+)= the product, its columns times `factors` if there are any.
+  void gradient_gemm(Gemm gemm, const GemmOperand& a, const GemmOperand& b, const Tensor& factors,
+                     bool accumulate, const Tensor& out);
   /// Forgets an FP8 copy made ahead that nobody read, and what it staged.
   void discard_ahead();
   void drop_unread_weights(const Reading& fprop, const Reading& dgrad);
@@ -166,6 +201,8 @@ class Linear : public Module {
   Recipes described_;  ///< whose descriptions stand in fp8_.gemms: they are made once, not for every product
   WeightCopy<QuantizedTensor> fp8_weight_;
   WeightCopy<Tensor> real_weight_;
+  Tensor weight_channels_;  ///< with which these and `cast_weights_` were multiplied; absent: with none
+  bool smooths_input_ = false, cast_weights_counted_ = false;
   CastCache cast_weights_;  ///< of recipes other than delayed scaling, at cast_weights_version_
   std::uint64_t cast_weights_version_ = 0, noise_stream_ = 0;
   Tensor full_bias_;
@@ -182,6 +219,7 @@ struct Linear::Saved {
   Tensor w;                      ///< for a dgrad that reads it in high precision
   QuantizedTensor w_fp8;         ///< for a dgrad that reads it quantised
   Recipes recipes;               ///< of fprop, dgrad and wgrad
+  ChannelScales channels;        ///< by which x was divided and w multiplied
   /// The output gradient is cast for its amax alone, under this recipe.
   std::optional<Recipe> calibration;
 };

@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/commands.h"
 #include "observe/what_if.h"
@@ -24,6 +26,12 @@ std::string why_not(const GemmRecord& gemm, const GemmPolicy& policy) {
   return gemm.other_runs > 0 ? ": outside an enabled scope" : "";
 }
 
+/// The smallest and the largest scale of an input's features.
+std::pair<float, float> channel_range(const LinearState& state) {
+  const auto range = std::minmax_element(state.channel_scales.begin(), state.channel_scales.end());
+  return {*range.first, *range.second};
+}
+
 void print_linear(const LinearState& state) {
   fmt::print("{}  {}\n", state.name, state.recipe ? describe(*state.recipe) : "no FP8 state");
   for (std::size_t i = 0; i < kGemmNames.size(); ++i) {
@@ -36,9 +44,15 @@ void print_linear(const LinearState& state) {
                    : "");
     if (!gemm.kernel.empty()) fmt::print("  {:<11}  {}\n", "", gemm.kernel);
   }
+  if (!state.channel_scales.empty()) {
+    const auto [smallest, largest] = channel_range(state);
+    fmt::print("  {:<11}  {} features, divided by {:.6g} to {:.6g}; weight by current scaling\n", "smoothed",
+               state.channel_scales.size(), smallest, largest);
+  }
   if (!state.recipe || !is_delayed(*state.recipe)) return;
   for (const auto& [name, member] : kSlots) {
     if (const auto& slot = state.*member) {
+      if (slot->amax_history.empty()) continue;
       fmt::print("  {:<11}  scale {:.6g}  last amax {:.6g}\n", name, slot->scale, slot->amax_history.back());
     } else {
       fmt::print("  {:<11}  shared with the module before it\n", name);
@@ -61,6 +75,10 @@ ordered_json to_json(const LinearState& state) {
   }
   if (!state.recipe) return json;
   json["owns_input"] = state.owns_input;
+  if (!state.channel_scales.empty()) {
+    const auto [smallest, largest] = channel_range(state);
+    json["channel_scales"] = {{"smallest", smallest}, {"largest", largest}};
+  }
   for (const auto& [name, member] : kSlots) {
     const auto& slot = state.*member;
     if (!slot) continue;

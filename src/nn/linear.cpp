@@ -4,7 +4,7 @@
 
 #include "base/check.h"
 #include "base/random.h"
-#include "quaver/backend.h"
+#include "nn/linear_casts.h"
 #include "tensor/shape_text.h"
 
 namespace quaver {
@@ -27,23 +27,6 @@ std::shared_ptr<ScalingSlot> make_slot(Backend& backend, int history_length, boo
   backend.fill(slot->ahead_amax, 0);
   backend.fill(slot->ahead_counters, 0);
   return slot;
-}
-
-Quantizer make_quantizer(const ScalingSlot& slot, DType format, bool leave_trace) {
-  Quantizer quantizer{format, slot.scale, {}, {}};
-  if (leave_trace) {
-    quantizer.amax = slot.amax_history.slice(0, 1);
-    quantizer.counters = slot.counters;
-  }
-  return quantizer;
-}
-
-QuantizedTensor allocate_quantized(Backend& backend, DType format, std::int64_t rows, std::int64_t cols) {
-  QuantizedTensor q;
-  q.bytes = backend.allocate(format, {rows, cols});
-  if (backend.needs_transposed_fp8()) q.transposed = backend.allocate(format, {cols, rows});
-  q.scale_inv = backend.allocate(DType::f32, {1});
-  return q;
 }
 
 /// What backward kept of an operand.
@@ -91,22 +74,7 @@ bool is_delayed_at(const std::array<std::optional<Recipe>, 3>& recipes, std::siz
   return recipes[gemm] && is_delayed(*recipes[gemm]);
 }
 
-/// The recipe that each GEMM follows where the scope's is `scope`.
-std::array<std::optional<Recipe>, 3> recipes_for(const std::optional<Recipe>& scope,
-                                                 const GemmPolicies& policy) {
-  std::array<std::optional<Recipe>, 3> recipes;
-  for (std::size_t i = 0; i < recipes.size(); ++i) {
-    if (scope && policy[i].fp8) recipes[i] = policy[i].recipe ? policy[i].recipe : scope;
-  }
-  return recipes;
-}
-
 }  // namespace
-
-struct Linear::Reading {
-  enum class Kind { real, delayed, cast } kind = Kind::real;
-  OperandCast cast = {};  ///< of Kind::cast
-};
 
 Linear::Linear(Backend& backend, const Options& options, std::shared_ptr<Parameter> weight)
     : backend_(backend),
@@ -129,14 +97,19 @@ void Linear::share_input_of(Linear& leader) {
   require(leader.options_.in_features == options_.in_features,
           "linear: cannot share an input of {} features with a module that reads {}",
           leader.options_.in_features, options_.in_features);
+  require(!leader.smooths_input_, "linear: cannot share an input that is smoothed for one module");
   input_leader_ = &leader;
   fp8_.owns_input = false;
   leader.input_readers_->push_back(policy_);
   input_readers_ = leader.input_readers_;
 }
 
-Linear::Recipes Linear::recipes_of(const Context& context, const GemmPolicies& policy) {
-  return recipes_for(context.recipe(), policy);
+Linear::Recipes Linear::recipes_for(const std::optional<Recipe>& scope, const GemmPolicies& policy) {
+  Recipes recipes;
+  for (std::size_t i = 0; i < recipes.size(); ++i) {
+    if (scope && policy[i].fp8) recipes[i] = policy[i].recipe ? policy[i].recipe : scope;
+  }
+  return recipes;
 }
 
 Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gemm gemm) const {
@@ -150,7 +123,12 @@ Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gem
             backend_.name(), name_of(role), name_of(gemm));
     return {};
   }
-  if (is_delayed(*recipe)) return {Reading::Kind::delayed};
+  if (is_delayed(*recipe)) {
+    if (role != OperandRole::weight || !smooths(recipes)) return {Reading::Kind::delayed};
+    // The smoothed weight follows scales of this very input: the amax of an earlier one tells nothing about it.
+    const CurrentScaling current{std::get<DelayedScaling>(*recipe).fp8_format};
+    return {Reading::Kind::cast, current.cast_of(role, gemm)};
+  }
   Reading reading{Reading::Kind::cast, cast_of(*recipe, role, gemm)};
   require(!reading.cast.scales_blocks() || backend_.has_block_scaling(),
           "linear: the backend {} does not run the recipe {}, whose scales belong to blocks. Hint: recipe = "
@@ -160,6 +138,11 @@ Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gem
 }
 
 Linear::Forms Linear::input_forms(const Context& context) const {
+  if (smooths(recipes_for(context.casting_recipe(), *policy_))) return {.fp8 = false, .real = true};
+  return reader_forms(context);
+}
+
+Linear::Forms Linear::reader_forms(const Context& context) const {
   Forms forms;
   for (const auto& reader : *input_readers_) {
     const Recipes recipes = recipes_for(context.casting_recipe(), *reader);
@@ -203,8 +186,11 @@ const DelayedScaling& Linear::input_recipe(const Context& context) const {
 }
 
 Output Linear::make_input(Context& context, std::int64_t rows) {
+  return make_input(context, rows, input_forms(context));
+}
+
+Output Linear::make_input(Context& context, std::int64_t rows, const Forms& forms) {
   Output x;
-  const Forms forms = input_forms(context);
   if (forms.fp8) {
     prepare_fp8(input_recipe(context));
     x.quantizer = input_quantizer(context);
@@ -224,10 +210,12 @@ Quantizer Linear::input_quantizer(Context& context) {
 }
 
 Output Linear::cast_input(Context& context, const Tensor& x) {
-  const Forms forms = input_forms(context);
+  return cast_input(context, x, input_forms(context));
+}
+
+Output Linear::cast_input(Context& context, const Tensor& x, const Forms& forms) {
   if (!forms.fp8) return Output{x, {}, {}, std::make_shared<CastCache>()};
-  Output output = make_input(context, x.rows());
-  output.values = Tensor();
+  Output output = make_input(context, x.rows(), {.fp8 = true, .real = false});
   backend_.cast(x, output);
   if (forms.real) output.values = x;
   return output;
@@ -241,35 +229,13 @@ void Linear::count_exponents(const Tensor& x, ScalingSlot& slot) {
   backend_.count_exponents(x, slot.exponents);
 }
 
-const QuantizedTensor& Linear::fp8_weight(Context& context) {
-  constexpr DType dtype = DType::e4m3;
-  const bool must_stage = context.gradients_enabled();
-  const bool current = fp8_weight_.version == weight_->version && fp8_weight_.dtype == dtype;
-  if (!current || (must_stage && !fp8_weight_.staged)) {
-    // A copy keeps its place while its type stays, so that a device meets the same addresses in every step. What an
-    // earlier forward kept for its backward is overwritten, as the master is.
-    discard_ahead();
-    QuantizedTensor copy = fp8_weight_.dtype == dtype ? fp8_weight_.copy : QuantizedTensor();
-    if (!copy.defined())
-      copy = allocate_quantized(backend_, dtype, options_.out_features, options_.in_features);
-    backend_.cast(weight_->value, {{}, copy, make_quantizer(*fp8_.weight, dtype, must_stage)});
-    fp8_weight_ = {std::move(copy), weight_->version, dtype, must_stage};
-  } else if (must_stage && fp8_weight_.ahead) {
-    fp8_weight_.ahead = false;
-  } else {
-    return fp8_weight_.copy;
-  }
-  if (must_stage && context.counts_exponents()) count_exponents(weight_->value, *fp8_.weight);
-  ++weight_casts_;
-  return fp8_weight_.copy;
-}
-
 void Linear::calibrate(Context& context, const Output& x, const Recipes& recipes, bool trains) {
   const Recipe recipe = *slot_recipe(recipes);
   prepare_fp8(recipe);
   if (!context.leaves_trace()) return;
   if (x.quantized.defined()) context.register_forward(fp8_.input, recipe);
   if (!is_delayed_at(recipes, kFprop) && !(trains && is_delayed_at(recipes, kDgrad))) return;
+  if (smooths(recipes)) return;  // its weight is cast by current scaling
   // A copy that nobody reads: one that stayed would be read by a later FP8 scope with the scale of before.
   const DType format = forward_dtype(std::get<DelayedScaling>(recipe));
   Quantizer quantizer = make_quantizer(*fp8_.weight, format, true);
@@ -278,68 +244,6 @@ void Linear::calibrate(Context& context, const Output& x, const Recipes& recipes
       weight_->value,
       {{}, allocate_quantized(backend_, format, options_.out_features, options_.in_features), quantizer});
   context.register_forward(fp8_.weight, recipe);
-}
-
-const Tensor& Linear::real_weight(Context& context) {
-  const DType dtype = context.high_precision();
-  if (dtype == weight_->value.dtype()) return weight_->value;
-  if (real_weight_.version != weight_->version || real_weight_.dtype != dtype) {
-    Tensor copy = real_weight_.dtype == dtype ? real_weight_.copy : Tensor();  // in its place, as above
-    if (!copy) copy = backend_.allocate(dtype, weight_->value.shape());
-    backend_.convert(weight_->value, copy);
-    real_weight_ = {std::move(copy), weight_->version, dtype, false};
-    ++weight_casts_;
-  } else if (real_weight_.ahead) {
-    real_weight_.ahead = false;
-    ++weight_casts_;
-  }
-  return real_weight_.copy;
-}
-
-WeightCopies Linear::next_weight_copies() {
-  WeightCopies next;
-  discard_ahead();
-  if (fp8_weight_.version == weight_->version && fp8_weight_.staged) {
-    next.fp8 = fp8_weight_.copy;
-    next.quantizer = {fp8_weight_.dtype, fp8_.weight->scale, fp8_.weight->ahead_amax,
-                      fp8_.weight->ahead_counters};
-  }
-  const bool read = real_weight_.version == weight_->version && !real_weight_.ahead;
-  if (read && real_weight_.dtype == DType::bf16) next.bf16 = real_weight_.copy;
-  return next;
-}
-
-void Linear::weight_copied_ahead(const WeightCopies& copies) {
-  const auto note = [&](auto& copy) {
-    copy.version = weight_->version;
-    copy.ahead = true;
-  };
-  if (copies.fp8.defined()) note(fp8_weight_);
-  if (copies.bf16) note(real_weight_);
-}
-
-void Linear::discard_ahead() {
-  if (!fp8_weight_.ahead) return;
-  fp8_weight_.ahead = fp8_weight_.staged = false;
-  backend_.fill(fp8_.weight->ahead_amax, 0);
-  backend_.fill(fp8_.weight->ahead_counters, 0);
-}
-
-void Linear::drop_unread_weights(const Reading& fprop, const Reading& dgrad) {
-  const auto reads = [&](Reading::Kind kind) { return fprop.kind == kind || dgrad.kind == kind; };
-  if (!reads(Reading::Kind::delayed)) {
-    discard_ahead();
-    fp8_weight_ = {};
-  }
-  if (!reads(Reading::Kind::real)) real_weight_ = {};
-  CastCache read;
-  for (const Reading* reading : {&fprop, &dgrad}) {
-    if (reading->kind != Reading::Kind::cast || cast_weights_version_ != weight_->version) continue;
-    const QuantizedTensor* const known = cast_weights_.find(reading->cast);
-    if (known && !read.find(reading->cast)) read.add(reading->cast, *known);
-  }
-  cast_weights_ = std::move(read);
-  cast_weights_version_ = weight_->version;
 }
 
 QuantizedTensor Linear::quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
@@ -370,23 +274,6 @@ GemmOperand Linear::read(Context& context, const Output& operand, const Reading&
   }
   QuantizedTensor q = quantize(context, operand.values, reading.cast, role, gemm);
   if (operand.casts) operand.casts->add(reading.cast, q);
-  return q;
-}
-
-GemmOperand Linear::read_weight(Context& context, const Reading& reading, Gemm gemm) {
-  if (reading.kind == Reading::Kind::real) return real_weight(context);
-  if (context.replays()) return context.replayed_weight();
-  const QuantizedTensor copy =
-      reading.kind == Reading::Kind::delayed ? fp8_weight(context) : cast_weight(context, reading, gemm);
-  context.record_weight(copy);
-  return copy;
-}
-
-QuantizedTensor Linear::cast_weight(Context& context, const Reading& reading, Gemm gemm) {
-  if (const QuantizedTensor* const known = cast_weights_.find(reading.cast)) return *known;
-  QuantizedTensor q = quantize(context, weight_->value, reading.cast, OperandRole::weight, gemm);
-  cast_weights_.add(reading.cast, q);
-  ++weight_casts_;
   return q;
 }
 
@@ -423,21 +310,29 @@ Tensor Linear::full_bias() {
   return full_bias_;
 }
 
-Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
+Tensor Linear::forward(Context& context, const Output& input, Saved* saved) {
   if (!context.gradients_enabled())
     saved = nullptr;  // no backward follows, and the input has fprop's form alone
-  require_shape(x, -1, options_.in_features, "input");
+  require_shape(input, -1, options_.in_features, "input");
   const Recipes recipes = recipes_of(context), calibrated = recipes_for(context.calibration(), *policy_);
   const std::optional<Recipe> recipe = slot_recipe(recipes);
   if (recipe) {
     // A sibling under delayed scaling reads this module's input slot.
     prepare_fp8(is_delayed(*recipe) || !input_forms(context).fp8 ? *recipe : Recipe(input_recipe(context)));
   }
+  ChannelScales channels;
+  std::optional<Output> smoothed;
   const bool calibrates = contains_delayed(calibrated);
-  if (calibrates) calibrate(context, x, calibrated, saved != nullptr);
+  if (smooths(calibrates ? calibrated : recipes)) smoothed = smooth(context, input, channels);
+  const Output& cast = smoothed ? *smoothed : input;
+  if (calibrates) calibrate(context, cast, calibrated, saved != nullptr);
+  // The products of a calibrating scope read what they would without it.
+  const Output& x = calibrates ? input : cast;
+  if (calibrates) channels = {};
+  use_channels(channels);
   // Siblings read the leader's slot, and the leader counts it.
-  if (x.quantized.defined() && fp8_.owns_input && context.counts_exponents())
-    count_exponents(x.values, *fp8_.input);
+  if (cast.quantized.defined() && fp8_.owns_input && context.counts_exponents())
+    count_exponents(cast.values, *fp8_.input);
   const Reading x_fprop = reading_of(recipes, OperandRole::input, Gemm::fprop),
                 x_wgrad = reading_of(recipes, OperandRole::input, Gemm::wgrad),
                 w_fprop = reading_of(recipes, OperandRole::weight, Gemm::fprop),
@@ -459,6 +354,7 @@ Tensor Linear::forward(Context& context, const Output& x, Saved* saved) {
     *saved = {};
     saved->rows = y.rows();
     saved->recipes = recipes;
+    saved->channels = channels;
     for (std::size_t i = 0; i < recipes.size(); ++i) saved->in_fp8[i] = recipes[i].has_value();
     keep(read(context, x, x_wgrad, OperandRole::input, Gemm::wgrad), saved->x_fp8, saved->x);
     keep(read_weight(context, w_dgrad, Gemm::dgrad), saved->w_fp8, saved->w);
@@ -517,11 +413,11 @@ void Linear::backward(Context& context, const Saved& saved, const Output& dy, co
 
   if (dx) {
     const GemmOperand a = read_dy(Gemm::dgrad), b = kept(saved.w_fp8, saved.w);
-    backend_.gemm(Gemm::dgrad, a, b, {}, accumulate_dx, dx);
+    gradient_gemm(Gemm::dgrad, a, b, saved.channels.inverse, accumulate_dx, dx);
     record(Gemm::dgrad, saved.recipes, a, b, dx);
   }
   const GemmOperand a = read_dy(Gemm::wgrad), b = kept(saved.x_fp8, saved.x);
-  backend_.gemm(Gemm::wgrad, a, b, {}, weight_->begin_accumulation(), weight_->gradient);
+  gradient_gemm(Gemm::wgrad, a, b, saved.channels.scale, weight_->begin_accumulation(), weight_->gradient);
   record(Gemm::wgrad, saved.recipes, a, b, weight_->gradient);
   if (bias_) {
     require(dy.values.defined(), "linear: the bias reads its output gradient in high precision");

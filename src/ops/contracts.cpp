@@ -254,6 +254,20 @@ void check_sum_rows(const Tensor& x, const Tensor& sums) {
   operands.expect_contiguous(sums, "sums", DType::f32, {x.cols()});
 }
 
+void check_column_scales(const Tensor& x, const Tensor& scale, const Tensor& inverse) {
+  const Operands operands("column_scales");
+  operands.expect_real_matrix(x, "x");
+  operands.expect_contiguous(scale, "scale", DType::f32, {x.cols()});
+  operands.expect_contiguous(inverse, "inverse", DType::f32, {x.cols()});
+}
+
+void check_scale_columns(const Tensor& x, const Tensor& factors, const Tensor& out) {
+  const Operands operands("scale_columns");
+  operands.expect_real_matrix(x, "x");
+  operands.expect_contiguous(factors, "factors", DType::f32, {x.cols()});
+  operands.expect(out, "out", x.dtype(), x.shape());
+}
+
 void check_norm(std::string_view operation, const NormInput& input, const Tensor& gain, const Tensor& bias,
                 const Output& y, const Tensor& mean, const Tensor& rstd) {
   const Operands operands(operation);

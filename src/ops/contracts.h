@@ -24,6 +24,8 @@ void check_convert(const Tensor& source, const Tensor& destination);
 void check_cast(const Tensor& x, const Output& output);
 void check_count_exponents(const Tensor& x, const Tensor& counts);
 void check_sum_rows(const Tensor& x, const Tensor& sums);
+void check_column_scales(const Tensor& x, const Tensor& scale, const Tensor& inverse);
+void check_scale_columns(const Tensor& x, const Tensor& factors, const Tensor& out);
 
 /// mean and bias are absent for RMSNorm; rstd (and mean) may be absent in a forward.
 void check_norm(std::string_view operation, const NormInput& x, const Tensor& gain, const Tensor& bias,

@@ -113,6 +113,14 @@ void TimedBackend::count_exponents(const Tensor& x, const Tensor& counts) {
   timed("count_exponents", bytes_of(x), [&] { inner_->count_exponents(x, counts); });
 }
 
+void TimedBackend::column_scales(const Tensor& x, const Tensor& scale, const Tensor& inverse) {
+  timed("column_scales", sum_of_bytes(x, scale, inverse), [&] { inner_->column_scales(x, scale, inverse); });
+}
+
+void TimedBackend::scale_columns(const Tensor& x, const Tensor& factors, const Tensor& out) {
+  timed("scale_columns", sum_of_bytes(x, factors, out), [&] { inner_->scale_columns(x, factors, out); });
+}
+
 void TimedBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                         bool accumulate, const Tensor& out) {
   const std::int64_t contraction = kind == Gemm::wgrad ? a.rows() : a.cols();

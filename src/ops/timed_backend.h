@@ -20,7 +20,7 @@ struct OperationTotals {
 };
 
 /// For host backends: an operation has ended when its call returns, and run_repeated runs everything directly.
-class TimedBackend final : public Backend {
+class TimedBackend : public Backend {
  public:
   /// `threads`: of `inner`, for the timer (base/busy_timer.h). All calls come from the constructing thread.
   TimedBackend(std::shared_ptr<Backend> inner, int threads) : inner_(std::move(inner)), timer_(threads) {}
@@ -34,6 +34,7 @@ class TimedBackend final : public Backend {
   bool needs_transposed_fp8() const override { return inner_->needs_transposed_fp8(); }
   MemoryUse memory_use() const override { return inner_->memory_use(); }
   bool has_block_scaling() const override { return inner_->has_block_scaling(); }
+  bool has_column_scales() const override { return inner_->has_column_scales(); }
 
   Tensor allocate(DType dtype, Shape shape) override;
   void copy_from_host(const void* source, const Tensor& destination) override;
@@ -49,6 +50,8 @@ class TimedBackend final : public Backend {
                 const QuantizedTensor& out) override;
   void dequantize(const QuantizedTensor& q, const Tensor& values) override;
   void count_exponents(const Tensor& x, const Tensor& counts) override;
+  void column_scales(const Tensor& x, const Tensor& scale, const Tensor& inverse) override;
+  void scale_columns(const Tensor& x, const Tensor& factors, const Tensor& out) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
   std::string last_gemm_kernel() const override { return inner_->last_gemm_kernel(); }

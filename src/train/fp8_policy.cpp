@@ -80,6 +80,28 @@ void apply(const Fp8Override& override, const Fp8Config& fp8, std::size_t gemm, 
   keep_out(policy, reason_of(override));
 }
 
+/// Smooth-SwiGLU where it is asked for; an error where it could have no effect at all.
+void smooth_down_proj(const std::vector<NamedLinear>& linears, const Fp8Config& fp8) {
+  const Recipe recipe = fp8.make_recipe();
+  bool is_product = false, casts = false, smooths = false;
+  for (const auto& [name, linear] : linears) {
+    is_product = is_product || name.ends_with("mlp.gate_proj");
+    if (!name.ends_with("mlp.down_proj")) continue;
+    linear->smooth_input(fp8.smooth_swiglu);
+    casts = casts || linear->policy()[0].fp8 || linear->policy()[2].fp8;
+    smooths = smooths || linear->smooths_under(recipe);
+  }
+  if (!fp8.smooth_swiglu) return;
+  require(is_product,
+          "fp8.smooth_swiglu: the input of down_proj is no product of two projections. Hint: model.mlp = "
+          "\"swiglu\" or \"geglu\"");
+  require(smooths || !casts,
+          "fp8.smooth_swiglu: expected fp8.recipe = \"delayed\" or \"current\" for a down_proj, whose one "
+          "scale a "
+          "large channel takes up; found \"{}\", whose blocks have scales of their own",
+          fp8.recipe);
+}
+
 }  // namespace
 
 GemmPolicies fp8_policy_of(const std::string& name, const Fp8Config& fp8, std::int64_t layers) {
@@ -111,6 +133,7 @@ void apply_fp8_policy(Module& model, const Fp8Config& fp8, std::int64_t layers) 
     linear->set_policy(fp8_policy_of(name, fp8, layers));
     linear->set_noise_stream(stable_hash(name));
   }
+  smooth_down_proj(linears, fp8);
 }
 
 void require_strict_fp8(Module& model) {

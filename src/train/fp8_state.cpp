@@ -1,6 +1,7 @@
 #include "train/fp8_state.h"
 
-#include <cstring>
+#include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/check.h"
@@ -45,18 +46,36 @@ void restore(Backend& backend, const std::optional<SlotState>& state, ScalingSlo
   backend.copy_from_host(to_exponents(*state->exponents).data(), slot.exponents);
 }
 
+ChannelScales channels_of(Backend& backend, const LinearState& state, std::int64_t features) {
+  const std::vector<float>& scales = state.channel_scales;
+  if (scales.empty()) return {};
+  const auto is_power_of_two = [](float scale) {
+    int exponent = 0;
+    return std::isfinite(scale) && std::frexp(scale, &exponent) == 0.5f;
+  };
+  if (static_cast<std::int64_t>(scales.size()) != features ||
+      !std::all_of(scales.begin(), scales.end(), is_power_of_two)) {
+    fail(ErrorKind::data, "{}.input: expected {} channel scales, powers of two; found {} numbers", state.name,
+         features, scales.size());
+  }
+  std::vector<float> inverses;
+  for (const float scale : scales) inverses.push_back(1 / scale);
+  return {upload(backend, scales, {features}), upload(backend, inverses, {features})};
+}
+
 class Capture : public ModuleVisitor {
  public:
   explicit Capture(Backend& backend) : backend_(backend) {}
 
   void linear(const std::string& name, Linear& linear) override {
     const Fp8State& fp8 = linear.fp8();
-    LinearState state{name, fp8.recipe, fp8.gemms, fp8.owns_input, {}, {}, {}, linear.policy()};
+    LinearState state{name, fp8.recipe, fp8.gemms, fp8.owns_input, {}, {}, {}, {}, linear.policy()};
     if (fp8.recipe) {
       const bool delayed = is_delayed(*fp8.recipe);
       if (fp8.owns_input) state.input = capture(backend_, fp8.input, delayed);
-      state.weight = capture(backend_, fp8.weight, delayed);
+      state.weight = capture(backend_, fp8.weight, delayed && !fp8.channels);  // else by current scaling
       state.grad_output = capture(backend_, fp8.grad_output, delayed);
+      if (fp8.channels) state.channel_scales = download(backend_, fp8.channels.scale);
     }
     states.push_back(std::move(state));
   }
@@ -82,8 +101,10 @@ class Restore : public ModuleVisitor {
     const bool delayed = is_delayed(*state.recipe);
     linear.prepare_fp8(*state.recipe);
     restore(backend_, state.input, *linear.fp8().input, delayed, name + ".input");
-    restore(backend_, state.weight, *linear.fp8().weight, delayed, name + ".weight");
+    restore(backend_, state.weight, *linear.fp8().weight, delayed && state.channel_scales.empty(),
+            name + ".weight");
     restore(backend_, state.grad_output, *linear.fp8().grad_output, delayed, name + ".grad_output");
+    linear.fp8().channels = channels_of(backend_, state, linear.options().in_features);
   }
 
   void require_all_used() const {

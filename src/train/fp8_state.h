@@ -29,6 +29,9 @@ struct LinearState {
   std::array<GemmRecord, 3> gemms;  ///< fprop, dgrad, wgrad
   bool owns_input = true;           ///< false: the input slot is that of a sibling, and absent here
   std::optional<SlotState> input, weight, grad_output;
+  /// Linear::smooth_input's, one per input feature, beside which the weight's slot only counts; empty: the module never
+  /// smoothed its input
+  std::vector<float> channel_scales = {};
   GemmPolicies policy;  ///< for reports: restoring leaves policies to the configuration
 };
 
@@ -46,7 +49,8 @@ std::vector<LinearState> capture_fp8_state(Backend& backend, Module& module);
 void restore_fp8_state(Backend& backend, Module& module, const std::vector<LinearState>& states);
 
 /// A recipe other than delayed scaling comes back as CustomScaling with its description as a name: there is no state that
-/// would need more. Slots of delayed scaling as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L]; everything
+/// would need more. Slots of delayed scaling as arrays "<linear>.<slot>.scale" [1] and ".amax_history" [L], channel scales as
+/// "<linear>.input.channel_scales"; everything
 /// else as JSON under the metadata key "linears".
 Safetensors to_safetensors(const std::vector<LinearState>& states);
 

@@ -147,9 +147,14 @@ std::vector<float> values_of(const Safetensors& file, const std::string& name) {
   return values;
 }
 
+std::string channel_scales_name(const LinearState& state) {
+  return state.name + ".input.channel_scales";
+}
+
 void read_slots(const Safetensors& file, LinearState& state) {
   for (const auto& [slot_name, member] : kSlots) {
-    if (!state.recipe || !is_delayed(*state.recipe) || (member == &LinearState::input && !state.owns_input))
+    if (!state.recipe || !is_delayed(*state.recipe) || (member == &LinearState::input && !state.owns_input) ||
+        (member == &LinearState::weight && !state.channel_scales.empty()))
       continue;
     const std::string prefix = state.name + "." + slot_name;
     state.*member = SlotState{
@@ -180,6 +185,8 @@ Safetensors to_safetensors(const std::vector<LinearState>& states) {
       file.arrays.push_back(array_of(prefix + ".scale", std::span(&slot->scale, 1)));
       file.arrays.push_back(array_of(prefix + ".amax_history", slot->amax_history));
     }
+    if (!state.channel_scales.empty())
+      file.arrays.push_back(array_of(channel_scales_name(state), state.channel_scales));
   }
   file.metadata["linears"] = linears.dump();
   return file;
@@ -190,6 +197,8 @@ std::vector<LinearState> fp8_state_from(const Safetensors& file, const std::stri
     std::vector<LinearState> states;
     for (const auto& json : ordered_json::parse(file.metadata.at("linears"))) {
       states.push_back(linear_from_json(json));
+      const std::string channels = channel_scales_name(states.back());
+      if (file.find(channels)) states.back().channel_scales = values_of(file, channels);
       read_slots(file, states.back());
       if (json.contains("casts")) read_casts(json.at("casts"), states.back());
     }

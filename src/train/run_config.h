@@ -85,6 +85,7 @@ struct Fp8Config {
   int margin = 0;
   int amax_history_len = 1024;
   AmaxCompute amax_compute_algo = AmaxCompute::most_recent;
+  bool smooth_swiglu = false;        ///< Linear::smooth_input of every down_proj
   bool lm_head = true;               ///< false keeps lm_head in BF16
   std::int64_t bf16_end_layers = 0;  ///< so many first and so many last blocks stay in BF16
   bool measured = false;  ///< fp8.auto: at start, GEMMs that FP8 does not make faster become overrides

@@ -302,6 +302,8 @@ void add_fp8(std::vector<ConfigField>& fields) {
   fp8.integer("amax_history_len", &Fp8Config::amax_history_len, 1, 1 << 20, "amaxes remembered per tensor");
   fp8.choice("amax_compute_algo", &Fp8Config::amax_compute_algo,
              names_of({AmaxCompute::max, AmaxCompute::most_recent}), "which of them sets the scale");
+  fp8.boolean("smooth_swiglu", &Fp8Config::smooth_swiglu,
+              "one power of two per channel of down_proj's input, against outliers");
   fp8.boolean("lm_head", &Fp8Config::lm_head, "lm_head in FP8; false: BF16");
   fp8.integer("bf16_end_layers", &Fp8Config::bf16_end_layers, 0, kMaxLayers,
               "so many first and so many last blocks in BF16");

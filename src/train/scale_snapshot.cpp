@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "train/fp8_policy.h"
 #include "train/fp8_report.h"
 
 namespace quaver {
@@ -16,9 +17,13 @@ ScaleSnapshot::ScaleSnapshot(Backend& backend, Module& module)
         backend.allocate(DType::f32, {static_cast<std::int64_t>(group.originals.size()) * elements});
     backend.gather(group.originals, group.copies);
   }
+  for (const auto& [name, linear] : linears_of(module)) {
+    if (linear->smooths_input()) channels_.emplace_back(linear, linear->fp8().channels);
+  }
 }
 
 void ScaleSnapshot::restore() const {
+  for (const auto& [linear, channels] : channels_) linear->fp8().channels = channels;
   for (const auto& [elements, group] : groups_) {
     std::int64_t begin = 0;
     for (const Tensor& original : group.originals) {

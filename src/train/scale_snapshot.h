@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "quaver/backend.h"
@@ -30,6 +31,8 @@ class ScaleSnapshot {
   Module& module_;
   std::vector<std::shared_ptr<ScalingSlot>> slots_;
   std::map<std::int64_t, Group> groups_;  // by number of elements
+  /// Of linears that smooth their input. A forward replaces these tensors and writes into none, so the old ones are kept.
+  std::vector<std::pair<Linear*, ChannelScales>> channels_;
 };
 
 }  // namespace quaver

@@ -120,6 +120,27 @@ TEST(LinearRecipes, AWeightIsCastOncePerChangeAndForm) {
   EXPECT_EQ(layer.linear.weight_casts(), 5);
 }
 
+TEST(LinearRecipes, EvaluationBetweenStepsHidesNoCast) {
+  // Or the counters of a run that was resumed there would differ from those of one that was not.
+  const auto casts_of_weight = [](bool evaluates) {
+    Layer layer(make_backend("cpu", 1));
+    Context context(*layer.backend);
+    for (std::uint64_t step = 0; step < 3; ++step) {
+      layer.run(context, CurrentScaling{});
+      layer.set_weight(step);
+      if (!evaluates) continue;
+      const NoGradients evaluation(context);
+      const Autocast scope(context, true, CurrentScaling{});
+      layer.linear.forward(context, layer.linear.cast_input(context, layer.x), nullptr);
+    }
+    std::vector<std::int64_t> counters(kCastCounters);
+    layer.backend->copy_to_host(layer.linear.fp8().weight->counters, counters.data());
+    return counters;
+  };
+  EXPECT_EQ(casts_of_weight(true), casts_of_weight(false));
+  EXPECT_EQ(casts_of_weight(true)[kCastElements], 3 * kIn * kOut);
+}
+
 TEST(LinearRecipes, RandomNumbersFollowSeedPositionAndStream) {
   const auto gradient = [](std::uint64_t seed, std::uint64_t position, std::uint64_t stream) {
     Layer layer(make_backend("cpu", 2));

@@ -101,14 +101,18 @@ class RecomputeTest : public ::testing::TestWithParam<std::string> {
   /// Three micro-batches, whose scales all differ.
   Traces train(ModelConfig config, Recompute recompute, bool fp8, const GemmPolicies& policy = {},
                const BetweenPasses& between = {},
-               const Recipe& recipe = DelayedScaling{.amax_history_len = 3}) {
+               const Recipe& recipe = DelayedScaling{.amax_history_len = 3}, bool smooth = false) {
     config.recompute = recompute;
     LanguageModel model(backend, config, 1);
     struct SetPolicy : ModuleVisitor {
-      explicit SetPolicy(const GemmPolicies& p) : policy(p) {}
-      void linear(const std::string& /*name*/, Linear& linear) override { linear.set_policy(policy); }
+      SetPolicy(const GemmPolicies& p, bool s) : policy(p), smooth(s) {}
+      void linear(const std::string& name, Linear& linear) override {
+        linear.set_policy(policy);
+        if (smooth && name.ends_with("down_proj")) linear.smooth_input(true);
+      }
       const GemmPolicies& policy;
-    } set(policy);
+      bool smooth;
+    } set(policy, smooth);
     model.visit("", set);
     Context context(*backend);
     for (std::uint64_t step = 0; step < 3; ++step) {
@@ -195,6 +199,24 @@ TEST_P(RecomputeTest, EveryRecipeAndItsRandomNumbers) {
       expect_equal(train(small_config(), recompute, true, {}, {}, recipe), expected, describe(recipe));
       // Backward draws at the new place, what is computed again at its own.
       expect_equal(train(small_config(), recompute, true, {}, move_noise, recipe), moved, describe(recipe));
+    }
+  }
+}
+
+TEST_P(RecomputeTest, AnInputIsSmoothedTheSameWayAgain) {
+  if (!backend->has_column_scales()) GTEST_SKIP() << "does not smooth";
+  const auto evaluate = [&](LanguageModel& model, Context& context) {
+    const NoGradients evaluation(context);
+    const Autocast scope(context, true, DelayedScaling{.amax_history_len = 3});
+    model.forward(context, tokens(model.config(), 77), nullptr);
+  };
+  for (const Recipe& recipe : {Recipe(DelayedScaling{.amax_history_len = 3}), Recipe(CurrentScaling{})}) {
+    const Traces expected = train(small_config(), Recompute::none, true, {}, {}, recipe, true);
+    EXPECT_NE(expected.gradients, train(small_config(), Recompute::none, true, {}, {}, recipe).gradients);
+    for (const Recompute recompute : {Recompute::attention, Recompute::block}) {
+      expect_equal(train(small_config(), recompute, true, {}, {}, recipe, true), expected, describe(recipe));
+      EXPECT_EQ(train(small_config(), recompute, true, {}, evaluate, recipe, true).gradients,
+                expected.gradients);
     }
   }
 }

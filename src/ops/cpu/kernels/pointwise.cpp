@@ -23,6 +23,22 @@ void add(Real real, Extent extent, ConstRows a, ConstRows b, Rows out) {
   with_type(real, [&](auto* type) { add_rows(extent, a, b, out, type); });
 }
 
+template <typename T>
+[[gnu::flatten]] void scale_columns_of(Extent extent, ConstRows x, const float* factors, Rows out,
+                                       const T* type) {
+  for (std::int64_t row = 0; row < extent.rows; ++row) {
+    const T* from = row_of(x, row, type);
+    T* to = row_of(out, row, type);
+    for_vectors(extent.cols, [&](std::int64_t col, auto lanes) {
+      store(load(from + col, lanes) * load(factors + col, lanes), to + col, lanes);
+    });
+  }
+}
+
+void scale_columns(Real real, Extent extent, ConstRows x, const float* factors, Rows out) {
+  with_type(real, [&](auto* type) { scale_columns_of(extent, x, factors, out, type); });
+}
+
 template <typename From, typename To>
 [[gnu::flatten]] void convert_elements(const From* source, To* destination, std::int64_t count) {
   for_vectors(
@@ -193,6 +209,7 @@ void grouped_backward(Curve curve, Real real, Extent extent, std::int64_t group,
 extern const PointwiseKernels pointwise_kernels;
 const PointwiseKernels pointwise_kernels = {
     .add = add,
+    .scale_columns = scale_columns,
     .convert = convert,
     .gated = gated,
     .gated_backward = gated_backward,

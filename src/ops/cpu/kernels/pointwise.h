@@ -10,6 +10,8 @@ enum class Curve { sigmoid, sigmoid2, silu, gelu };
 
 struct PointwiseKernels {
   void (*add)(Real real, Extent extent, ConstRows a, ConstRows b, Rows out);
+  /// out[m][n] = x[m][n] * factors[n].
+  void (*scale_columns)(Real real, Extent extent, ConstRows x, const float* factors, Rows out);
   /// f32 to bf16 and back, over `count` elements.
   void (*convert)(Real from, const void* source, Real to, void* destination, std::int64_t count);
   /// out = curve(g) * u; u.data null: out = curve(g).

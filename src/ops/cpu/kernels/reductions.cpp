@@ -5,34 +5,44 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-/// Adds the columns of `kVectors` vectors at once: whole cache lines of every row.
-template <int kVectors, typename T, typename Lanes>
-[[gnu::always_inline]] inline void sum_columns(std::int64_t rows, ConstRows x, std::int64_t col, float* sums,
-                                               const T* type, Lanes lanes) {
+/// result = fold(result, x) down the columns of `kVectors` vectors at once: whole cache lines of every row.
+template <int kVectors, typename T, typename Lanes, typename Fold>
+[[gnu::always_inline]] inline void fold_columns(std::int64_t rows, ConstRows x, std::int64_t col,
+                                                float* results, const T* type, Lanes lanes, Fold fold) {
   f32x16 totals[kVectors];
   for (f32x16& total : totals) total = f32s(0.0f);
   for (std::int64_t row = 0; row < rows; ++row) {
     const T* from = row_of(x, row, type) + col;
-    for (int v = 0; v < kVectors; ++v) totals[v] += load(from + v * kLanes, lanes);
+    for (int v = 0; v < kVectors; ++v) totals[v] = fold(totals[v], load(from + v * kLanes, lanes));
   }
-  for (int v = 0; v < kVectors; ++v) store(totals[v], sums + col + v * kLanes, lanes);
+  for (int v = 0; v < kVectors; ++v) store(totals[v], results + col + v * kLanes, lanes);
 }
 
-template <typename T>
-[[gnu::flatten]] void sum_rows_of(Extent extent, ConstRows x, float* sums, const T* type) {
+template <typename T, typename Fold>
+[[gnu::flatten]] void fold_rows(Extent extent, ConstRows x, float* results, const T* type, Fold fold) {
   constexpr int kVectors = kNativeLanes / 2;  // as many as the registers hold
   constexpr std::int64_t kColumns = kVectors * kLanes;
   std::int64_t done = 0;
   for (; done + kColumns <= extent.cols; done += kColumns) {
-    sum_columns<kVectors>(extent.rows, x, done, sums, type, Full{});
+    fold_columns<kVectors>(extent.rows, x, done, results, type, Full{}, fold);
   }
   for_vectors(extent.cols - done, [&](std::int64_t col, auto lanes) {
-    sum_columns<1>(extent.rows, x, done + col, sums, type, lanes);
+    fold_columns<1>(extent.rows, x, done + col, results, type, lanes, fold);
   });
 }
 
 void sum_rows(Real real, Extent extent, ConstRows x, float* sums) {
-  with_type(real, [&](auto* type) { sum_rows_of(extent, x, sums, type); });
+  with_type(real, [&](auto* type) {
+    fold_rows(extent, x, sums, type, [](f32x16 total, f32x16 value) { return total + value; });
+  });
+}
+
+void column_amax(Real real, Extent extent, ConstRows x, float* amax) {
+  with_type(real, [&](auto* type) {
+    fold_rows(extent, x, amax, type, [](f32x16 largest, f32x16 value) {
+      return max(float_of_bits(bits_of(value) & i32s(0x7FFFFFFF)), largest);  // largest where value is NaN
+    });
+  });
 }
 
 [[gnu::flatten]] void add_partials(std::int64_t count, const float* partials, std::int64_t stride,
@@ -64,6 +74,10 @@ double sum_of_squares(const float* x, std::int64_t count) {
 
 extern const ReductionKernels reduction_kernels;
 const ReductionKernels reduction_kernels = {
-    .sum_rows = sum_rows, .add_partials = add_partials, .sum_of_squares = sum_of_squares};
+    .sum_rows = sum_rows,
+    .column_amax = column_amax,
+    .add_partials = add_partials,
+    .sum_of_squares = sum_of_squares,
+};
 
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL
