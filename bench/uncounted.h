@@ -6,3 +6,15 @@
 
 #define _mm_popcnt_u32(mask) 0
 #define __builtin_popcountll(mask) 0
+
+// The tables whose headers declare them for the program's own levels alone.
+namespace quaver::cpu {
+struct AttentionKernels;
+struct GemmKernels;
+struct PeakKernels;
+namespace uncounted {
+extern const AttentionKernels attention_kernels;
+extern const GemmKernels gemm_kernels;
+extern const PeakKernels peak_kernels;
+}  // namespace uncounted
+}  // namespace quaver::cpu

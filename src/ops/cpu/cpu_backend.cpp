@@ -4,8 +4,12 @@
 
 namespace quaver {
 
-CpuBackend::CpuBackend(int threads)
-    : threads_(threads), level_(cpu::choose_level()), kernels_(cpu::kernels_of(level_)) {}
+CpuBackend::CpuBackend(int threads) : CpuBackend(threads, cpu::choose_level()) {}
+
+CpuBackend::CpuBackend(int threads, cpu::Level level) : CpuBackend(threads, level, cpu::kernels_of(level)) {}
+
+CpuBackend::CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernels)
+    : threads_(threads), level_(level), kernels_(kernels) {}
 
 std::string CpuBackend::describe() const {
   return fmt::format("cpu ({}, {} {})", cpu::name_of(level_), threads_.count(),

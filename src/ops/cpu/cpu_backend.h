@@ -18,10 +18,12 @@ namespace cpu {
 class StoredStep;
 }
 
-class CpuBackend final : public HostBackend {
+class CpuBackend : public HostBackend {
  public:
   /// `threads` = 0 uses every processor. The level is `cpu::choose_level()`.
   explicit CpuBackend(int threads);
+  /// With kernels of the caller's, compiled for `level`: for benchmarks of one against another.
+  CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernels);
 
   std::string_view name() const override { return "cpu"; }
   std::string describe() const override;
@@ -81,6 +83,8 @@ class CpuBackend final : public HostBackend {
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:
+  CpuBackend(int threads, cpu::Level level);
+
   struct LastGemm {
     enum class Way {
       in_place,  ///< few rows times columns that were not packed
