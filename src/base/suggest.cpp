@@ -27,6 +27,9 @@ std::string nearest_name(std::string_view word, std::span<const std::string> can
   // A third of the letters may be wrong: more is another word.
   std::size_t limit = std::max<std::size_t>(1, word.size() / 3) + 1;
   for (const std::string& candidate : candidates) {
+    const std::size_t lengths[] = {word.size(), candidate.size()};
+    if (std::max(lengths[0], lengths[1]) - std::min(lengths[0], lengths[1]) >= limit)
+      continue;  // so many edits at least
     const std::size_t distance = edit_distance(word, candidate);
     if (distance < limit) limit = distance, best = candidate;
   }

@@ -107,7 +107,7 @@ Tensor LanguageModel::head(Context& context, const NormInput& x, Saved* saved) {
 Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved* saved) {
   const std::int64_t rows = tokens.batch * tokens.length;
   require(tokens.tokens.shape() == Shape{rows}, "model: expected {} x {} tokens, found shape {}",
-          tokens.batch, tokens.length, ShapeText(tokens.tokens.shape()));
+          tokens.batch, tokens.length, ShapeText{tokens.tokens.shape()});
   require(tokens.length <= config_.context, "model: {} positions exceed model.context = {}", tokens.length,
           config_.context);
   NormInput x = embed(context, tokens);
@@ -138,7 +138,7 @@ Tensor LanguageModel::extend(Context& context, const Tensor& tokens,
   const auto rows = static_cast<std::int64_t>(positions.size());
   require(rows > 0, "model: no sequence to extend");
   require(tokens.shape() == Shape{rows}, "model: expected {} tokens, found shape {}", rows,
-          ShapeText(tokens.shape()));
+          ShapeText{tokens.shape()});
 
   const TokenBatch batch{1, rows, tokens, upload(*backend_, positions, {rows}), {}};
   NormInput x = embed(context, batch);

@@ -39,7 +39,7 @@ void require_shape(const Output& operand, std::int64_t rows, std::int64_t cols, 
     require(!present || (present.shape().size() == 2 && present.cols() == cols &&
                          (rows < 0 || present.rows() == rows)),
             "linear: expected an {} of shape [{}, {}], found {}", name,
-            rows < 0 ? "rows" : std::to_string(rows), cols, ShapeText(present.shape()));
+            rows < 0 ? "rows" : std::to_string(rows), cols, ShapeText{present.shape()});
   }
 }
 
@@ -89,7 +89,7 @@ Linear::Linear(Backend& backend, const Options& options, std::shared_ptr<Paramet
           "linear: bias columns [{}, {}) of {} output features", bias_begin, bias_begin + bias_count, out);
   if (owns_weight_) weight_ = std::make_shared<Parameter>(backend, Shape{out, in});
   require(weight_->value.shape() == Shape{out, in}, "linear: a shared weight of shape {}, expected [{}, {}]",
-          ShapeText(weight_->value.shape()), out, in);
+          ShapeText{weight_->value.shape()}, out, in);
   if (bias_count > 0) bias_ = std::make_unique<Parameter>(backend, Shape{bias_count});
 }
 

@@ -22,7 +22,7 @@ class Operands {
     require(tensor.dtype() == dtype, "{}: {} has type {}, expected {}", operation_, name,
             name_of(tensor.dtype()), name_of(dtype));
     require(tensor.shape() == shape, "{}: {} has shape {}, expected {}", operation_, name,
-            ShapeText(tensor.shape()), ShapeText(shape));
+            ShapeText{tensor.shape()}, ShapeText{shape});
   }
   void expect_contiguous(const Tensor& tensor, const char* name, DType dtype, const Shape& shape) const {
     expect(tensor, name, dtype, shape);
@@ -39,7 +39,7 @@ class Operands {
     require(is_real(tensor.dtype()), "{}: {} has type {}, expected f32 or bf16", operation_, name,
             name_of(tensor.dtype()));
     require(tensor.shape().size() == 2, "{}: {} has shape {}, expected a matrix", operation_, name,
-            ShapeText(tensor.shape()));
+            ShapeText{tensor.shape()});
   }
   /// A contiguous matrix of that type and any number of rows.
   void expect_table(const Tensor& tensor, const char* name, DType dtype, std::int64_t cols) const {
@@ -147,7 +147,7 @@ void check_tables(const Operands& operands, const HeadTransform& transform, cons
   if (!transform.cosine) return;
   require(transform.cosine.shape().size() == 2 && 2 * transform.cosine.cols() <= transform.head_dim,
           "transform_heads: rotary tables of shape {} for heads of size {}",
-          ShapeText(transform.cosine.shape()), transform.head_dim);
+          ShapeText{transform.cosine.shape()}, transform.head_dim);
   operands.expect_contiguous(transform.cosine, "cosine", DType::f32, transform.cosine.shape());
   operands.expect_contiguous(transform.sine, "sine", DType::f32, transform.cosine.shape());
   operands.expect_contiguous(positions, "positions", DType::i32, {rows});
@@ -220,7 +220,7 @@ void check_gather(std::span<const Tensor> sources, const Tensor& destination) {
         "gather: expected {} contiguous tensors of {} that fill a destination of {} elements, found {} {}",
         count, name_of(destination.dtype()), destination.elements(),
         source.defined() ? name_of(source.dtype()) : "absent",
-        ShapeText(source.defined() ? source.shape() : none));
+        ShapeText{source.defined() ? source.shape() : none});
   }
 }
 
@@ -238,8 +238,8 @@ void check_convert(const Tensor& source, const Tensor& destination) {
   require(is_real(source.dtype()) && is_real(destination.dtype()) && source.contiguous() &&
               destination.contiguous() && source.shape() == destination.shape(),
           "convert: expected contiguous real tensors of one shape, found {} {} and {} {}",
-          name_of(source.dtype()), ShapeText(source.shape()), name_of(destination.dtype()),
-          ShapeText(destination.shape()));
+          name_of(source.dtype()), ShapeText{source.shape()}, name_of(destination.dtype()),
+          ShapeText{destination.shape()});
 }
 
 void check_cast(const Tensor& x, const Output& output) {

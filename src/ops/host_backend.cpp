@@ -14,7 +14,7 @@ HostBackend::HostBackend(MemorySource memory) : arena_(std::make_shared<Arena>(s
 
 Tensor HostBackend::allocate(DType dtype, Shape shape) {
   require(std::all_of(shape.begin(), shape.end(), [](std::int64_t extent) { return extent >= 0; }),
-          "allocate: negative extent in shape {}", ShapeText(shape));
+          "allocate: negative extent in shape {}", ShapeText{shape});
   const auto bytes = static_cast<std::size_t>(element_count(shape)) * size_of(dtype);
   return {arena_->allocate(bytes), dtype, std::move(shape)};
 }

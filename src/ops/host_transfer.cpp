@@ -11,7 +11,7 @@ namespace {
 
 void require_size(std::size_t found, const Shape& shape) {
   require(static_cast<std::int64_t>(found) == element_count(shape), "upload: {} values for shape {}", found,
-          ShapeText(shape));
+          ShapeText{shape});
 }
 
 float element_to_float(DType dtype, const std::byte* address) {

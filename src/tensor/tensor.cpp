@@ -67,16 +67,16 @@ std::int64_t element_count(const Shape& shape) {
 }
 
 std::string to_string(const Shape& shape) {
-  return fmt::format("{}", ShapeText(shape));
+  return fmt::format("{}", ShapeText{shape});
 }
 
 Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape)
     : storage_(std::move(storage)), dtype_(dtype), shape_(std::move(shape)) {
   for (const auto extent : shape_)
-    require(extent >= 0, "tensor: negative extent in shape {}", ShapeText(shape_));
+    require(extent >= 0, "tensor: negative extent in shape {}", ShapeText{shape_});
   const auto needed = static_cast<std::size_t>(elements()) * size_of(dtype_);
   require(storage_->bytes() >= needed, "tensor: shape {} of {} needs {} bytes, the storage has {}",
-          ShapeText(shape_), name_of(dtype_), needed, storage_->bytes());
+          ShapeText{shape_}, name_of(dtype_), needed, storage_->bytes());
   if (shape_.size() == 2) row_stride_ = shape_[1];
 }
 
@@ -86,7 +86,7 @@ bool Tensor::contiguous() const {
 
 Tensor Tensor::columns(std::int64_t begin, std::int64_t count) const {
   require(shape_.size() == 2 && begin >= 0 && count >= 0 && begin + count <= cols(),
-          "tensor: columns [{}, {}) of shape {}", begin, begin + count, ShapeText(shape_));
+          "tensor: columns [{}, {}) of shape {}", begin, begin + count, ShapeText{shape_});
   Tensor view = *this;
   view.offset_ += begin;
   view.shape_[1] = count;
@@ -95,7 +95,7 @@ Tensor Tensor::columns(std::int64_t begin, std::int64_t count) const {
 
 Tensor Tensor::slice(std::int64_t begin, std::int64_t count) const {
   require(!shape_.empty() && begin >= 0 && count >= 0 && begin + count <= shape_[0],
-          "tensor: rows [{}, {}) of shape {}", begin, begin + count, ShapeText(shape_));
+          "tensor: rows [{}, {}) of shape {}", begin, begin + count, ShapeText{shape_});
   Tensor view = *this;
   const std::int64_t stride =
       shape_.size() == 2 ? row_stride_ : (shape_[0] == 0 ? 0 : elements() / shape_[0]);
@@ -106,7 +106,7 @@ Tensor Tensor::slice(std::int64_t begin, std::int64_t count) const {
 
 Tensor Tensor::reshape(Shape shape) const {
   require(contiguous() && element_count(shape) == elements(), "tensor: cannot view shape {}{} as {}",
-          ShapeText(shape_), contiguous() ? "" : " (strided)", ShapeText(shape));
+          ShapeText{shape_}, contiguous() ? "" : " (strided)", ShapeText{shape});
   Tensor view = *this;
   view.shape_ = std::move(shape);
   view.row_stride_ = view.shape_.size() == 2 ? view.shape_[1] : 0;

@@ -113,7 +113,7 @@ TEST(ChoiceFile, ReadsJsonLines) {
            {R"({"context": "a", "choices": ["a", "b"], "label": 2})", "label: expected"},
            {R"({"context": "a", "choices": ["a", "b"], "label": "1"})", "label: expected"}}) {
     const std::string message =
-        error_message(ErrorKind::data, [&] { parse_choice_lines("\n" + line, "q", *tokenizer); });
+        error_message(ErrorKind::data, [&, &bad = line] { parse_choice_lines("\n" + bad, "q", *tokenizer); });
     EXPECT_TRUE(contains(message, "q:2: ") && contains(message, part)) << message;
   }
 }

@@ -109,7 +109,7 @@ DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique
 
 Tensor DeviceBackend::allocate(DType dtype, Shape shape) {
   for (const std::int64_t extent : shape)
-    require(extent >= 0, "allocate: negative extent in shape {}", ShapeText(shape));
+    require(extent >= 0, "allocate: negative extent in shape {}", ShapeText{shape});
   const auto bytes = static_cast<std::size_t>(element_count(shape)) * size_of(dtype);
   return {arena_->allocate(bytes), dtype, std::move(shape)};
 }
