@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <span>
 
-#include "train/fp8_policy.h"
-#include "train/loss.h"
-#include "train/run_precision.h"
 #include "train/synthetic_batch.h"
+#include "train/trainer.h"
 
 namespace quaver {
 namespace {
@@ -22,75 +21,61 @@ constexpr double kEnoughSeconds = 0.3;
 /// What must be gained before FP8 is worth it: measurements differ by about so much.
 constexpr double kClearlyFaster = 0.99;
 
-/// As an optimizer step leaves them: new weights, no gradients.
-class EndStep : public ModuleVisitor {
- public:
-  void parameter(const std::string& /*name*/, Parameter& parameter) override {
-    ++parameter.version;
-    parameter.clear_gradient();
-  }
-};
-
+/// Times the steps of a run that keeps what `overrides` match out of FP8.
 class StepTimer {
  public:
-  StepTimer(const std::shared_ptr<Backend>& backend, const RunConfig& config)
-      : config_(config),
-        model_(backend, config.model, config.train.seed),
-        context_(*backend, activation_dtype(config.precision)),
-        recipe_(run_recipe(config)),
-        batch_(upload_batch(*backend, synthetic_batch(config, 0))),
-        losses_(backend->allocate(DType::f32, batch_.targets.shape())) {}
+  StepTimer(const std::shared_ptr<Backend>& backend, RunConfig config,
+            const std::vector<Fp8Override>& overrides)
+      : backend_(*backend),
+        config_(with_overrides(std::move(config), overrides)),
+        trainer_(backend, config_) {
+    // Two micro-batches stand for all: the first reads new weights, all others are alike.
+    const std::int64_t count = std::min<std::int64_t>(2, config_.train.accumulation);
+    for (std::int64_t i = 0; i < count; ++i)
+      batches_.push_back(synthetic_batch(config_, static_cast<std::uint64_t>(i)));
+  }
 
-  /// The shortest step of several.
-  double seconds(const Fp8Config& fp8) {
-    apply_fp8_policy(model_, fp8, config_.model.layers);
-    Backend& backend = model_.backend();
+  double seconds() {
+    const double first = shortest(1);
+    if (batches_.size() == 1) return first;
+    return first + static_cast<double>(config_.train.accumulation - 1) * std::max(0.0, shortest(2) - first);
+  }
+
+ private:
+  static RunConfig with_overrides(RunConfig config, const std::vector<Fp8Override>& overrides) {
+    auto& all = config.fp8.overrides;
+    all.insert(all.begin(), overrides.begin(), overrides.end());
+    return config;
+  }
+
+  /// The shortest step of several of so many micro-batches.
+  double shortest(std::size_t micro_batches) {
     for (int run = 0; run < kMostWarmUps; ++run) {
-      const std::int64_t direct = backend.repeat_use().direct;
-      step();
-      if (backend.repeat_use().direct == direct) break;
+      const std::int64_t direct = backend_.repeat_use().direct;
+      step(micro_batches);
+      if (backend_.repeat_use().direct == direct) break;
     }
     double shortest = std::numeric_limits<double>::infinity(), spent = 0;
     for (int round = 0; round < kFewestRounds || (round < kMostRounds && spent < kEnoughSeconds); ++round) {
-      const double taken = step();
+      const double taken = step(micro_batches);
       spent += taken;
       shortest = std::min(shortest, taken);
     }
     return shortest;
   }
 
- private:
-  /// Two micro-batches stand for all: the first casts weights, all others are alike.
-  double step() {
-    const double first = micro_batch();
-    const auto later = static_cast<double>(config_.train.accumulation - 1);
-    const double all = later > 0 ? first + later * micro_batch() : first;
-    EndStep end;
-    model_.visit("", end);
-    return all;
-  }
-
-  double micro_batch() {
+  double step(std::size_t micro_batches) {
     const auto begin = std::chrono::steady_clock::now();
-    model_.backend().run_repeated(
-        [&] { accumulate_gradients(model_, context_, recipe_, batch_, kGradientScale, losses_); });
-    download(model_.backend(), losses_);
+    trainer_.step(kRate, std::span(batches_).first(micro_batches));
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
-  static constexpr float kGradientScale = 1e-3f;
-  const RunConfig& config_;
-  LanguageModel model_;
-  Context context_;
-  std::optional<Recipe> recipe_;
-  DeviceBatch batch_;
-  Tensor losses_;
+  static constexpr float kRate = 1e-6f;  ///< random tokens teach nothing: the losses stay finite
+  Backend& backend_;
+  RunConfig config_;
+  Trainer trainer_;
+  std::vector<HostBatch> batches_;
 };
-
-Fp8Config with_overrides(Fp8Config fp8, const std::vector<Fp8Override>& overrides) {
-  fp8.overrides.insert(fp8.overrides.begin(), overrides.begin(), overrides.end());
-  return fp8;
-}
 
 }  // namespace
 
@@ -105,18 +90,20 @@ std::vector<Fp8Override> bf16_everywhere(const std::string& why) {
 
 StepTimes time_steps(const std::shared_ptr<Backend>& backend, const RunConfig& config,
                      const std::vector<Fp8Override>& found) {
-  StepTimer timer(backend, config);
+  const auto seconds = [&](const std::vector<Fp8Override>& overrides) {
+    return StepTimer(backend, config, overrides).seconds();
+  };
   StepTimes times;
-  times.bf16 = timer.seconds(with_overrides(config.fp8, bf16_everywhere("")));
-  times.fp8 = timer.seconds(config.fp8);
-  times.mixed = found.empty() ? times.fp8 : timer.seconds(with_overrides(config.fp8, found));
+  times.bf16 = seconds(bf16_everywhere(""));
+  times.fp8 = seconds({});
+  times.mixed = found.empty() ? times.fp8 : seconds(found);
   return times;
 }
 
 std::string describe(const StepTimes& times) {
   static constexpr const char* kNames[] = {"FP8", "the products above", "BF16"};
   return fmt::format(
-      "fp8.auto | a step's passes | FP8 {:.3g} ms, the products above {:.3g} ms, BF16 {:.3g} ms | chosen: {}",
+      "fp8.auto | a whole step | FP8 {:.3g} ms, the products above {:.3g} ms, BF16 {:.3g} ms | chosen: {}",
       times.fp8 * 1e3, times.mixed * 1e3, times.bf16 * 1e3,
       kNames[static_cast<std::size_t>(fastest_step(times))]);
 }

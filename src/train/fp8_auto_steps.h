@@ -11,7 +11,7 @@
 
 namespace quaver {
 
-/// Seconds of the forward and backward passes of one optimizer step.
+/// Seconds of one optimizer step, all that belongs to it: passes, scales and counters, the update.
 struct StepTimes {
   double fp8 = 0;    ///< every product in FP8 that the run file allows
   double mixed = 0;  ///< without those that FP8 did not make faster by themselves
@@ -26,8 +26,8 @@ StepChoice fastest_step(const StepTimes& times);
 /// Overrides, to stand before the run file's own, that keep every product in BF16. `why`: see Fp8Override.
 std::vector<Fp8Override> bf16_everywhere(const std::string& why);
 
-/// Runs steps of a model of its own, on synthetic tokens, for as long as that needs its memory: weights, gradients,
-/// activations. `found`: the overrides that the single products suggest.
+/// Trains on synthetic tokens three times, one after the other, each for as long as that needs a run's memory. `found`: the
+/// overrides that the single products suggest.
 StepTimes time_steps(const std::shared_ptr<Backend>& backend, const RunConfig& config,
                      const std::vector<Fp8Override>& found);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "quaver/backend.h"
@@ -43,39 +44,49 @@ AdamW::Options optimizer_options(const RunConfig& config) {
 }
 
 Trainer::Trainer(std::shared_ptr<Backend> backend, const RunConfig& config)
-    : config_(config),
-      model_(backend, config.model, config.train.seed),
-      context_(model_.backend(), activation_dtype(config.precision)),
-      recipe_(run_recipe(config)),
-      optimizer_(model_.backend(), model_, optimizer_options(config)) {
-  store_masters(model_, stored_dtype(config.optimizer.masters));
-  apply_fp8_policy(model_, config.fp8, config.model.layers);
-  if (config.fp8.measured) resolve_fp8_auto(backend);
+    : Trainer(backend, resolve_fp8_auto(backend, config)) {}
+
+Trainer::Trainer(const std::shared_ptr<Backend>& backend, Resolved resolved)
+    : config_(std::move(resolved.config)),
+      model_(backend, config_.model, config_.train.seed),
+      context_(model_.backend(), activation_dtype(config_.precision)),
+      recipe_(run_recipe(config_)),
+      optimizer_(model_.backend(), model_, optimizer_options(config_)),
+      measured_(std::move(resolved.measured)) {
+  store_masters(model_, stored_dtype(config_.optimizer.masters));
+  apply_fp8_policy(model_, config_.fp8, config_.model.layers);
 }
 
-void Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& backend) {
-  config_.fp8.measured = false;
-  if (!recipe_) return;
+Trainer::Resolved Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& backend, RunConfig config) {
+  if (!std::exchange(config.fp8.measured, false)) return {std::move(config), {}};
+  const std::optional<Recipe> recipe = run_recipe(config);
+  if (!recipe) return {std::move(config), {}};
   const bool all_delayed =
-      std::all_of(config_.fp8.overrides.begin(), config_.fp8.overrides.end(),
+      std::all_of(config.fp8.overrides.begin(), config.fp8.overrides.end(),
                   [](const auto& o) { return o.recipe == kBf16 || o.recipe == "delayed"; });
-  require(is_delayed(*recipe_) && all_delayed,
+  require(is_delayed(*recipe) && all_delayed,
           "fp8.auto: times delayed scaling alone; found fp8.recipe = \"{}\"{}. Hint: fp8.auto = false",
-          config_.fp8.recipe, all_delayed ? "" : " and an [[fp8.override]] with another recipe");
-  measured_.linears = measure_linears(*backend, model_, *recipe_, config_.train.batch * config_.model.context,
-                                      config_.train.accumulation);
-  std::vector<std::string> names;
-  for (const NamedLinear& linear : linears_of(model_)) names.push_back(linear.name);
-  std::vector<Fp8Override> found = overrides_of(measured_.linears, names);
+          config.fp8.recipe, all_delayed ? "" : " and an [[fp8.override]] with another recipe");
+  Fp8AutoReport measured;
+  std::vector<Fp8Override> found;
+  {  // The model gives back its memory before whole steps need it.
+    LanguageModel model(backend, config.model, config.train.seed);
+    apply_fp8_policy(model, config.fp8, config.model.layers);
+    measured.linears = measure_linears(*backend, model, *recipe, config.train.batch * config.model.context,
+                                       config.train.accumulation);
+    std::vector<std::string> names;
+    for (const NamedLinear& linear : linears_of(model)) names.push_back(linear.name);
+    found = overrides_of(measured.linears, names);
+  }
   if (backend->device() != Device::host) {
-    measured_.steps = time_steps(backend, config_, found);
-    const StepChoice choice = fastest_step(*measured_.steps);
+    measured.steps = time_steps(backend, config, found);
+    const StepChoice choice = fastest_step(*measured.steps);
     if (choice == StepChoice::fp8) found.clear();
-    if (choice == StepChoice::bf16) found = bf16_everywhere(describe(*measured_.steps));
+    if (choice == StepChoice::bf16) found = bf16_everywhere(describe(*measured.steps));
   }
   // Before the run file's own, which win.
-  config_.fp8.overrides.insert(config_.fp8.overrides.begin(), found.begin(), found.end());
-  apply_fp8_policy(model_, config_.fp8, config_.model.layers);
+  config.fp8.overrides.insert(config.fp8.overrides.begin(), found.begin(), found.end());
+  return {std::move(config), std::move(measured)};
 }
 
 StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,

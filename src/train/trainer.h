@@ -57,7 +57,14 @@ class Trainer {
   std::int64_t steps() const { return optimizer_.steps(); }
 
  private:
-  void resolve_fp8_auto(const std::shared_ptr<Backend>& backend);
+  /// A configuration without fp8.auto, and what that measured to resolve it.
+  struct Resolved {
+    RunConfig config;
+    Fp8AutoReport measured;
+  };
+  static Resolved resolve_fp8_auto(const std::shared_ptr<Backend>& backend, RunConfig config);
+  Trainer(const std::shared_ptr<Backend>& backend, Resolved resolved);
+
   LossSum accumulate(std::span<const HostBatch> micro_batches);
   [[noreturn]] void fail_non_finite(const std::string& what) const;
 
