@@ -1,5 +1,6 @@
 /// Norms of rows that a block of threads holds in registers, so that every element is read once: thread i takes pack i of
-/// kNormRows rows at a time, and all blocks together have enough on its way.
+/// kNormRows rows at a time, and all blocks together have enough on its way. FP8 bytes are written from there too; the
+/// transposed ones are gathered in shared memory.
 #pragma once
 
 #include "ops/cuda/column_sums.cuh"
@@ -10,6 +11,10 @@ namespace quaver::cuda {
 constexpr int kNormRows = 4;  ///< rows at a time
 constexpr int kNormThreads =
     384;  ///< at most: 3072 columns, and 80 registers for each of two blocks' threads
+
+/// Rows of a block that casts: 32 bytes of every transposed row, a whole sector of the caches. A sector written in part may
+/// be evicted, and is then read from memory to be filled.
+constexpr int kStripeRows = 32;
 
 /// What backward reads.
 template <typename T>
@@ -87,12 +92,81 @@ struct NormRows {
   std::int64_t rows, cols;
 };
 
-/// A block takes `block_rows` rows, a multiple of kNormRows. kAdds: the sum of x and the addend is stored and normalised.
-/// y may be absent: then only the statistics (and the sum) are written.
-template <bool kAdds, typename T>
+/// The transposed bytes of a stripe of kStripeRows rows in shared memory. Word w holds rows 4 w to 4 w + 3 of a column; a
+/// thread's words of one column lie beside those of its neighbours, so that they fall into different banks.
+struct TransposedStripe {
+  static constexpr int kChunks = kStripeRows / 16;  ///< of 16 bytes: what a thread writes at once
+  static constexpr int kPadding = 8 / kChunks;      ///< the chunks of a column start in other banks
+
+  unsigned* words;
+  int threads;  ///< of the block
+
+  static constexpr std::int64_t size(std::int64_t threads) {
+    return (kStripeRows / 4) * (kPack * threads + kPadding) * std::int64_t{sizeof(unsigned)};
+  }
+  __device__ unsigned& word(int w, int column_of_pack, int thread) const {
+    return words[w * (kPack * threads + kPadding) + column_of_pack * threads + thread];
+  }
+  /// Neighbouring lanes write a column's chunks; `rows`, of the whole matrix, is a multiple of 16.
+  __device__ void write(const Matrix<std::uint8_t>& to, std::int64_t row, std::int64_t rows,
+                        std::int64_t cols) const {
+    const int packs = static_cast<int>(cols) / kPack;
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) {
+      for (int item = static_cast<int>(threadIdx.x); item < packs * kChunks; item += threads) {
+        const int thread = item / kChunks, chunk = item % kChunks;
+        if (row + 16 * chunk >= rows) continue;
+        Pack<unsigned, 4> bytes;
+#pragma unroll
+        for (int w = 0; w < 4; ++w) bytes.at[w] = word(4 * chunk + w, i, thread);
+        *reinterpret_cast<Pack<unsigned, 4>*>(to.address(thread * kPack + i, row + 16 * chunk)) = bytes;
+      }
+    }
+  }
+};
+
+/// Casts what a thread has of kNormRows rows.
+template <typename T>
+struct RowCast {
+  float scale;
+  CastTrace trace;
+  unsigned words[kPack / 4][kNormRows];
+
+  __device__ void cast(const Sink<T>& sink, std::int64_t row, int r, std::int64_t n,
+                       const float (&values)[kPack]) {
+    Pack<unsigned, kPack / 4> bytes;
+#pragma unroll
+    for (int w = 0; w < kPack / 4; ++w) {
+      float x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[i] = as_float(round_as<T>(values[4 * w + i]));
+      bytes.at[w] = words[w][r] = trace.cast(sink.format, scale, x);
+    }
+    *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, n)) = bytes;
+  }
+  __device__ void transpose(const TransposedStripe& to, int w) {
+#pragma unroll
+    for (int half = 0; half < kPack / 4; ++half) {
+      transpose_words(words[half]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to.word(w, 4 * half + i, static_cast<int>(threadIdx.x)) = words[half][i];
+    }
+  }
+};
+
+/// A block takes `block_rows` rows, a multiple of kNormRows, and kStripeRows if kCasts. kAdds: the sum of x and the addend
+/// is stored and normalised. Without kCasts y's values may be absent: then only the statistics (and the sum) are written.
+template <bool kAdds, bool kCasts, typename T>
 __global__ void __launch_bounds__(kNormThreads, 2)
-    norm_rows(NormRows<T> in, float epsilon, int centred, std::int64_t block_rows, Matrix<T> y) {
+    norm_rows(NormRows<T> in, float epsilon, int centred, std::int64_t block_rows, Sink<T> y) {
+  static_assert(kNormRows == 4 && kStripeRows % 16 == 0, "words and chunks of transposed rows");
   __shared__ BlockSums<kNormRows> sums;
+  TransposedStripe stripe{};
+  RowCast<T> output{};
+  if constexpr (kCasts) {
+    stripe = {static_cast<unsigned*>(dynamic_shared_memory()), static_cast<int>(blockDim.x)};
+    output.scale = *y.scale;
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * kPack;
   const std::int64_t begin = blockIdx.x * block_rows, end = min(in.rows, begin + block_rows);
@@ -149,7 +223,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
       in.rstd[row + lane] = rstd;
       if (centred) in.mean[row + lane] = mean;
     }
-    if (!y.data) continue;
+    if (!kCasts && !y.values.data) continue;
 
     float gain[kPack] = {},
           bias[kPack] = {};  // read again each time: registers are short, and caches hold them
@@ -165,8 +239,19 @@ __global__ void __launch_bounds__(kNormThreads, 2)
         const float scaled = (values[i] - centres[r]) * factor * gain[i];
         values[i] = in.bias ? scaled + bias[i] : scaled;
       }
-      if (inside && row + r < in.rows) y.store(row + r, n, values);
+      if (!inside || row + r >= in.rows) continue;
+      if (!kCasts || y.values.data) y.values.store(row + r, n, values);
+      if constexpr (kCasts) output.cast(y, row, r, n, values);
     }
+    if constexpr (kCasts) {
+      if (inside && y.transposed.data) output.transpose(stripe, static_cast<int>(row - begin) / kNormRows);
+    }
+  }
+  if constexpr (kCasts) {
+    __syncthreads();
+    if (y.transposed.data) stripe.write(y.transposed, begin, in.rows, in.cols);
+    record(y, output.trace);
+    if (blockIdx.x == 0 && threadIdx.x == 0) record_once(y, in.rows * in.cols);
   }
 }
 

@@ -7,6 +7,7 @@ namespace quaver::cuda {
 namespace {
 
 constexpr int kThreads = 128;  // one block per row
+static_assert(TransposedStripe::size(kNormThreads) <= 98 * 1024, "sm_89 and sm_120 give a block 99 KiB");
 
 /// Calls f(values, count) for the elements of a row that this thread takes, in packs of N.
 template <int N, typename F>
@@ -131,6 +132,13 @@ std::int64_t backward_rows(std::int64_t rows, std::int64_t threads, bool centred
   return blocks_for(blocks_for(rows, blocks), kNormRows) * kNormRows;
 }
 
+/// Whether norm_rows may cast to `output`: transposed rows are written in whole chunks of 16 bytes.
+bool stripes_fit(const Output& output, std::int64_t rows) {
+  const Tensor& transposed = output.quantized.transposed;
+  return packs(output) &&
+         (!transposed || (rows % 16 == 0 && transposed.row_stride() % 16 == 0 && on_pack(transposed.raw())));
+}
+
 struct ForwardArguments {
   const char* name;
   const NormInput& input;
@@ -148,17 +156,20 @@ void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backe
   const std::int64_t threads = threads_of_row(cols);
   const bool fits =
       threads > 0 && rows > 0 && pack && on_pack(norm.gain.raw()) && on_pack(floats_of(norm.bias));
-  const bool in_one_pass = fits && !y.quantized.defined() && packs(y);
+  const bool casts = fits && y.quantized.defined() && stripes_fit(y, rows);
+  const bool in_one_pass = fits && (casts || (!y.quantized.defined() && packs(y)));
   with_real(x.dtype(), [&]<typename T>(T) {
     if (fits) {
-      const std::int64_t block_rows = forward_rows(rows);
-      launch(norm.name, norm.input.addend ? norm_rows<true, T> : norm_rows<false, T>,
-             {blocks_for(rows, block_rows), threads}, stream,
+      const std::int64_t block_rows = casts ? kStripeRows : forward_rows(rows);
+      const bool adds = static_cast<bool>(norm.input.addend);
+      const auto kernel = casts ? (adds ? norm_rows<true, true, T> : norm_rows<false, true, T>)
+                                : (adds ? norm_rows<true, false, T> : norm_rows<false, false, T>);
+      const auto shared = static_cast<std::size_t>(casts ? TransposedStripe::size(threads) : 0);
+      launch(norm.name, kernel, {blocks_for(rows, block_rows), threads, shared}, stream,
              NormRows<T>{matrix_of<T>(x), matrix_of<T>(norm.input.addend), matrix_of<T>(norm.input.sum),
                          norm.gain.data<float>(), floats_of(norm.bias), floats_of(mean), rstd.data<float>(),
                          rows, cols},
-             epsilon, static_cast<int>(norm.centred), block_rows,
-             matrix_of<T>(in_one_pass ? y.values : Tensor()));
+             epsilon, static_cast<int>(norm.centred), block_rows, in_one_pass ? sink_of<T>(y) : Sink<T>{});
       if (in_one_pass) return;
     } else {
       const auto statistics = pack ? norm_statistics<kPack, T> : norm_statistics<1, T>;
