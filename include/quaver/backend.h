@@ -51,6 +51,13 @@ struct GemmOperand {
   std::int64_t cols() const { return e2m1_cols > 0 ? e2m1_cols : values.cols(); }
 };
 
+/// One cast of `Backend::quantize_both`.
+struct CastTask {
+  const OperandCast& cast;
+  const CastNoise& noise;
+  const QuantizedTensor& out;
+};
+
 /// What a norm reads: x, or a sum that it forms and stores in the same pass: a residual stream and what a branch adds.
 struct NormInput {
   NormInput(Tensor values) : x(std::move(values)) {}  // NOLINT(google-explicit-constructor)
@@ -162,18 +169,23 @@ class Backend : public ScaleUpdater {
 
   // ---- recipes other than delayed scaling (recipe.h) ----
 
-  /// Whether `quantize` makes blocks, and GEMMs take them, and one operand quantised beside one that is not.
-  virtual bool has_block_scaling() const { return false; }
+  /// Why `quantize` does not make a cast, or GEMMs do not take what it makes: words that can follow a colon. Empty: they do.
+  virtual std::string why_no_cast(const OperandCast& cast) const;
+  /// Whether GEMMs take one quantised operand beside a bf16 one, and two of different casts.
+  virtual bool mixes_operands() const { return false; }
   /// Casts a real matrix [M,N], of `out` allocated by allocate_quantized:
   ///   x' = hadamard x, if the cast has it: rows 16 i .. 16 i + 15 become D_4 D_3 D_2 D_1 S of themselves in FP32, S the
   ///        signs, D_j the sums and differences of rows 2^(j-1) apart; then times 1/4
   ///   T = rule.tensor_scale(max |x'|), scale_inv = 1 / T, or T = 1
   ///   b = rule.block_scale_inv(max over the block of |x'|, T) as stored; NaN if the type has no NaN and the block has one
   ///   m = T / b (0 if b is 0; T without blocks), code = encode(x' * m), both in FP32
-  /// counters (i64[kCastCounters], may be absent) as Quantizer says, of x' and x' * m. Throws Error(usage) where the
-  /// backend does not make blocks.
+  /// counters (i64[kCastCounters], may be absent) as Quantizer says, of x' and x' * m. Throws Error(usage) where
+  /// `why_no_cast` has a reason.
   virtual void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise,
                         const Tensor& counters, const QuantizedTensor& out);
+  /// The same for two casts of one x, which a device may read once.
+  virtual void quantize_both(const Tensor& x, const CastTask& first, const CastTask& second,
+                             const Tensor& counters);
   /// values[m,n] = decode(code) * the block's scale_inv, in FP32, rounded to bf16: what a GEMM multiplies. The scale of the
   /// tensor is not applied. values: bf16 [M,N]. Throws Error(usage) where the backend does not make blocks.
   virtual void dequantize(const QuantizedTensor& q, const Tensor& values);
@@ -198,8 +210,9 @@ class Backend : public ScaleUpdater {
   /// old out,) each rounded to FP32, and one rounding to out's type. Real operands have no scale (s is not
   /// applied). BF16 products flush denormals: an operand or a partial sum that is an FP32 denormal counts as
   /// zero of its sign, and an odd contraction ends with a product of zeros. FP8 products are never denormal.
-  /// Operands: both f32; both bf16; or both FP8, not both e5m2. If `has_block_scaling`, also any quantised one beside a bf16 or
-  /// quantised one, of which one has blocks: the product is that of bf16 operands, `dequantize`d, and s is the product of
+  /// Operands: both f32; both bf16; both FP8 with one scale each, not both e5m2; or both quantised, of casts for this GEMM without a
+  /// `why_no_cast`. If `mixes_operands`, also any quantised one beside a bf16 or quantised one. Where an operand has blocks or one is
+  /// real, the product is that of bf16 operands, `dequantize`d, and s is the product of
   /// the scale_inv that there are (not applied if there is none). out: real, of any type. bias: f32[N] or
   /// absent, fprop only.
   virtual void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,

@@ -22,7 +22,7 @@ struct GemmRecord {
   DType a = DType::f32, b = DType::f32, out = DType::f32;
   std::int64_t fp8_runs = 0, other_runs = 0;
   std::string recipe = {};  ///< of the last run; empty in high precision
-  std::string kernel = {};  ///< of the last run whose types or rows were new (Backend::last_gemm_kernel)
+  std::string kernel = {};  ///< of the last run whose recipe, types or rows were new (Backend::last_gemm_kernel)
 };
 
 /// Powers of two, one per input feature, for `Linear::smooth_input`. Both absent: none.
@@ -63,6 +63,9 @@ class Linear : public Module {
   /// next forward, for modules that share an input all at once.
   void set_policy(const GemmPolicies& policy) { *policy_ = policy; }
   const GemmPolicies& policy() const { return *policy_; }
+  /// Throws Error(usage), as forward would, if the backend does not run what some GEMM follows in a scope of `scope` (nothing:
+  /// high precision).
+  void require_recipes(const std::optional<Recipe>& scope) const;
   /// Tells this module's random numbers from those of others (CastNoise); at first 0. A hash of its name will do.
   void set_noise_stream(std::uint64_t stream) { noise_stream_ = stream; }
   /// How many modules read one and the same input: this one, and those that share with it.
@@ -158,8 +161,13 @@ class Linear : public Module {
   /// How a GEMM reads an operand.
   struct Reading;
   Reading reading_of(const Recipes& recipes, OperandRole role, Gemm gemm) const;
+  ScalingSlot& slot_of(OperandRole role);
+  CastNoise noise_of(const Context& context, OperandRole role, Gemm gemm) const;
   QuantizedTensor quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
                            Gemm gemm);
+  /// Where two GEMMs read different casts of an operand, makes both for its CastCache.
+  void cast_for_both(Context& context, const Output& operand, OperandRole role, Gemm first_gemm,
+                     const Reading& first, Gemm second_gemm, const Reading& second);
   /// The operand as `reading` says, from what the producer wrote.
   GemmOperand read(Context& context, const Output& operand, const Reading& reading, OperandRole role,
                    Gemm gemm);

@@ -31,6 +31,8 @@ std::string_view name_of(Gemm kind);
 /// The three matrices that they read, each in two GEMMs.
 enum class OperandRole { input, weight, grad_output };
 std::string_view name_of(OperandRole role);
+/// a and b of a GEMM.
+std::array<OperandRole, 2> operands_of(Gemm kind);
 
 // ---- casts ----
 

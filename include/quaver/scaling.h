@@ -42,8 +42,11 @@ constexpr std::int64_t kExponents = 256;
 
 /// Scales of blocks of a matrix.
 struct BlockScales {
-  Tensor scale_inv;                 ///< f32, e8m0 or e4m3 [ceil(M / rows), ceil(N / cols)]; absent: no blocks
+  /// f32, e8m0 or e4m3 [ceil(M / rows), ceil(N / cols)]; rows may have a stride; absent: no blocks
+  Tensor scale_inv;
   std::int64_t rows = 0, cols = 0;  ///< of one block
+  /// The same transposed, where the backend's GEMM reads them so; absent elsewhere.
+  Tensor transposed = {};
 };
 
 /// A matrix [M,N] cast under a recipe: its bytes, and what they were cast with. A GEMM dequantises with these scales, never

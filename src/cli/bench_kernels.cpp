@@ -79,6 +79,7 @@ int bench_kernels(const BenchKernelsArguments& arguments) {
     for (const KernelCase& kernel : kernel_cases(tokens)) {
       if (kernel.name.find(arguments.only) == std::string::npos) continue;
       for (std::size_t i = 0; i < uses.size(); ++i) {
+        if (kernel.exists && !kernel.exists(*uses[i].backend)) continue;
         const KernelSpeed speed =
             measure_kernel(*uses[i].backend, kernel, uses[i].threads, arguments.rounds, peaks[i]);
         arguments.json ? results.push_back(to_json(speed)) : print_text(speed);

@@ -1,9 +1,9 @@
 // Blocks of 128: powers of two from the block itself.
+#include "fp8/block_scaling.h"
+
 #include <bit>
 #include <cfloat>
 #include <cmath>
-
-#include "quaver/recipe.h"
 
 namespace quaver {
 namespace {
@@ -22,8 +22,13 @@ class PowerOfTwoRule final : public ScaleRule {
 
 }  // namespace
 
-OperandCast BlockScaling::cast_of(OperandRole role, Gemm gemm) const {
+const std::shared_ptr<const ScaleRule>& block_scale_rule() {
   static const std::shared_ptr<const ScaleRule> rule = std::make_shared<PowerOfTwoRule>();
+  return rule;
+}
+
+OperandCast BlockScaling::cast_of(OperandRole role, Gemm gemm) const {
+  const std::shared_ptr<const ScaleRule>& rule = block_scale_rule();
   if (role == OperandRole::weight) return {DType::e4m3, kBlock, kBlock, rule};
   if (gemm == Gemm::wgrad) return {DType::e4m3, kBlock, 1, rule};
   return {DType::e4m3, 1, kBlock, rule};

@@ -53,6 +53,18 @@ std::string_view name_of(OperandRole role) {
   return "unknown";
 }
 
+std::array<OperandRole, 2> operands_of(Gemm kind) {
+  switch (kind) {
+    case Gemm::fprop:
+      return {OperandRole::input, OperandRole::weight};
+    case Gemm::dgrad:
+      return {OperandRole::grad_output, OperandRole::weight};
+    case Gemm::wgrad:
+      return {OperandRole::grad_output, OperandRole::input};
+  }
+  return {};
+}
+
 std::string_view name_of(Gemm kind) {
   switch (kind) {
     case Gemm::fprop:

@@ -117,7 +117,7 @@ Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gem
   const std::optional<Recipe>& recipe = recipes[index];
   if (!recipe) return {};
   if ((*policy_)[index].real_operands[static_cast<std::size_t>(role)]) {
-    require(backend_.has_block_scaling(),
+    require(backend_.mixes_operands(),
             "linear: the backend {} multiplies no BF16 operand by a quantised one, as {} of {} asks. Hint: "
             "without `operand`, the whole product stays in BF16",
             backend_.name(), name_of(role), name_of(gemm));
@@ -130,11 +130,19 @@ Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gem
     return {Reading::Kind::cast, current.cast_of(role, gemm)};
   }
   Reading reading{Reading::Kind::cast, cast_of(*recipe, role, gemm)};
-  require(!reading.cast.scales_blocks() || backend_.has_block_scaling(),
-          "linear: the backend {} does not run the recipe {}, whose scales belong to blocks. Hint: recipe = "
-          "\"delayed\" or \"current\", or the backend cpu",
-          backend_.name(), describe(*recipe));
+  const std::string why = backend_.why_no_cast(reading.cast);
+  require(why.empty(),
+          "linear: the backend {} does not run the recipe {} ({} of {}): {}. Hint: recipe = \"delayed\" or "
+          "\"current\", or the backend cpu",
+          backend_.name(), describe(*recipe), name_of(role), name_of(gemm), why);
   return reading;
+}
+
+void Linear::require_recipes(const std::optional<Recipe>& scope) const {
+  const Recipes recipes = recipes_for(scope, *policy_);
+  for (const Gemm gemm : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
+    for (const OperandRole role : operands_of(gemm)) reading_of(recipes, role, gemm);
+  }
 }
 
 Linear::Forms Linear::input_forms(const Context& context) const {
@@ -246,17 +254,43 @@ void Linear::calibrate(Context& context, const Output& x, const Recipes& recipes
   context.register_forward(fp8_.weight, recipe);
 }
 
+ScalingSlot& Linear::slot_of(OperandRole role) {
+  return *(role == OperandRole::input    ? fp8_.input
+           : role == OperandRole::weight ? fp8_.weight
+                                         : fp8_.grad_output);
+}
+
+CastNoise Linear::noise_of(const Context& context, OperandRole role, Gemm gemm) const {
+  const auto id = static_cast<std::uint64_t>(role) * 3 + static_cast<std::uint64_t>(gemm);
+  return {context.noise_seed(), Random(noise_stream_, context.noise_position()).bits(id)};
+}
+
 QuantizedTensor Linear::quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
                                  Gemm gemm) {
-  const auto& slot = role == OperandRole::input    ? fp8_.input
-                     : role == OperandRole::weight ? fp8_.weight
-                                                   : fp8_.grad_output;
-  const auto id = static_cast<std::uint64_t>(role) * 3 + static_cast<std::uint64_t>(gemm);
-  const CastNoise noise{context.noise_seed(), Random(noise_stream_, context.noise_position()).bits(id)};
+  ScalingSlot& slot = slot_of(role);
   QuantizedTensor q = allocate_quantized(backend_, cast, x.rows(), x.cols());
-  backend_.quantize(x, cast, noise, context.leaves_trace() ? slot->counters : Tensor(), q);
-  if (context.counts_exponents()) count_exponents(x, *slot);
+  backend_.quantize(x, cast, noise_of(context, role, gemm), context.leaves_trace() ? slot.counters : Tensor(),
+                    q);
+  if (context.counts_exponents()) count_exponents(x, slot);
   return q;
+}
+
+void Linear::cast_for_both(Context& context, const Output& operand, OperandRole role, Gemm first_gemm,
+                           const Reading& first, Gemm second_gemm, const Reading& second) {
+  if (first.kind != Reading::Kind::cast || second.kind != Reading::Kind::cast || first.cast == second.cast)
+    return;
+  if (!operand.casts || operand.casts->find(first.cast) || operand.casts->find(second.cast)) return;
+  const Tensor& x = operand.values;
+  if (!x) return;
+  ScalingSlot& slot = slot_of(role);
+  QuantizedTensor a = allocate_quantized(backend_, first.cast, x.rows(), x.cols()),
+                  b = allocate_quantized(backend_, second.cast, x.rows(), x.cols());
+  backend_.quantize_both(x, {first.cast, noise_of(context, role, first_gemm), a},
+                         {second.cast, noise_of(context, role, second_gemm), b},
+                         context.leaves_trace() ? slot.counters : Tensor());
+  for (int cast = 0; context.counts_exponents() && cast < 2; ++cast) count_exponents(x, slot);
+  operand.casts->add(first.cast, std::move(a));
+  operand.casts->add(second.cast, std::move(b));
 }
 
 GemmOperand Linear::read(Context& context, const Output& operand, const Reading& reading, OperandRole role,
@@ -281,8 +315,9 @@ void Linear::record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, con
                     const Tensor& out) {
   const auto index = static_cast<std::size_t>(gemm);
   GemmRecord& known = fp8_.gemms[index];
-  // Kernels are chosen by types and sizes.
-  if (known.kernel.empty() || recorded_rows_[index] != a.rows() || known.a != a.dtype() ||
+  const bool changed = described_[index] != recipes[index];
+  // Kernels are chosen by types, sizes and forms of scales.
+  if (known.kernel.empty() || changed || recorded_rows_[index] != a.rows() || known.a != a.dtype() ||
       known.b != b.dtype() || known.out != out.dtype()) {
     known.kernel = backend_.last_gemm_kernel();
     recorded_rows_[index] = a.rows();
@@ -292,7 +327,7 @@ void Linear::record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, con
   known.out = out.dtype();
   if (!recipes[index]) {
     known.recipe.clear();
-  } else if (known.recipe.empty() || described_[index] != recipes[index]) {
+  } else if (known.recipe.empty() || changed) {
     known.recipe = describe(*recipes[index]);
   }
   described_[index] = recipes[index];
@@ -345,6 +380,7 @@ Tensor Linear::forward(Context& context, const Output& input, Saved* saved) {
     if (delayed(w_fprop) || (saved && delayed(w_dgrad))) context.register_forward(fp8_.weight, *recipe);
   }
   drop_unread_weights(w_fprop, w_dgrad);
+  if (saved) cast_for_both(context, x, OperandRole::input, Gemm::fprop, x_fprop, Gemm::wgrad, x_wgrad);
   const GemmOperand a = read(context, x, x_fprop, OperandRole::input, Gemm::fprop),
                     b = read_weight(context, w_fprop, Gemm::fprop);
   Tensor y = backend_.allocate(context.high_precision(), {a.rows(), options_.out_features});
@@ -406,17 +442,17 @@ void Linear::backward(Context& context, const Saved& saved, const Output& dy, co
                               saved.calibration ? *saved.calibration : *slot_recipe(saved.recipes));
     if (context.counts_exponents()) count_exponents(dy.values, *fp8_.grad_output);
   }
-  const auto read_dy = [&](Gemm gemm) {
-    const Reading reading = reading_of(saved.recipes, OperandRole::grad_output, gemm);
-    return read(context, dy, reading, OperandRole::grad_output, gemm);
-  };
-
+  const Reading dy_dgrad = reading_of(saved.recipes, OperandRole::grad_output, Gemm::dgrad),
+                dy_wgrad = reading_of(saved.recipes, OperandRole::grad_output, Gemm::wgrad);
   if (dx) {
-    const GemmOperand a = read_dy(Gemm::dgrad), b = kept(saved.w_fp8, saved.w);
+    cast_for_both(context, dy, OperandRole::grad_output, Gemm::dgrad, dy_dgrad, Gemm::wgrad, dy_wgrad);
+    const GemmOperand a = read(context, dy, dy_dgrad, OperandRole::grad_output, Gemm::dgrad),
+                      b = kept(saved.w_fp8, saved.w);
     gradient_gemm(Gemm::dgrad, a, b, saved.channels.inverse, accumulate_dx, dx);
     record(Gemm::dgrad, saved.recipes, a, b, dx);
   }
-  const GemmOperand a = read_dy(Gemm::wgrad), b = kept(saved.x_fp8, saved.x);
+  const GemmOperand a = read(context, dy, dy_wgrad, OperandRole::grad_output, Gemm::wgrad),
+                    b = kept(saved.x_fp8, saved.x);
   gradient_gemm(Gemm::wgrad, a, b, saved.channels.scale, weight_->begin_accumulation(), weight_->gradient);
   record(Gemm::wgrad, saved.recipes, a, b, weight_->gradient);
   if (bias_) {

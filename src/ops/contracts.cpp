@@ -90,13 +90,30 @@ bool has_one_scale(const GemmOperand& operand) {
   return is_fp8(operand.dtype()) && !operand.blocks.scale_inv;
 }
 
-bool compatible(const GemmOperand& a, const GemmOperand& b, bool any_quantized) {
+bool in_blocks(const GemmOperand& operand) {
+  return operand.blocks.scale_inv.defined();
+}
+
+bool compatible(const GemmOperand& a, const GemmOperand& b, OperandForms forms) {
   const DType x = a.dtype(), y = b.dtype();
   if (x == DType::e5m2 && y == DType::e5m2) return false;
   if (has_one_scale(a) && has_one_scale(b)) return true;
   if (is_real(x) && x == y) return true;
   const auto widens = [](DType type) { return type == DType::bf16 || is_quantized(type); };
-  return any_quantized && widens(x) && widens(y);
+  return forms == OperandForms::any ? widens(x) && widens(y)
+                                    : forms == OperandForms::blocks && in_blocks(a) && in_blocks(b);
+}
+
+std::string_view describe(OperandForms forms) {
+  switch (forms) {
+    case OperandForms::one_scale:
+      return "both f32, both bf16, or fp8 but not both e5m2";
+    case OperandForms::blocks:
+      return "both f32, both bf16, both in blocks, or fp8 but not both e5m2";
+    case OperandForms::any:
+      return "both f32, or bf16 and quantised in any combination but e5m2 by e5m2";
+  }
+  return {};
 }
 
 GemmSize size_of_product(Gemm kind, const GemmOperand& a, const GemmOperand& b) {
@@ -130,8 +147,11 @@ void check_quantized(const Operands& operands, const QuantizedTensor& q, DType f
   const BlockScales& blocks = q.blocks;
   if (!blocks.scale_inv) return;
   require(blocks.rows > 0 && blocks.cols > 0, "{}: blocks of {} x {}", name, blocks.rows, blocks.cols);
-  operands.expect_contiguous(blocks.scale_inv, "scale_inv of blocks", blocks.scale_inv.dtype(),
-                             {blocks_in(rows, blocks.rows), blocks_in(cols, blocks.cols)});
+  const std::int64_t down = blocks_in(rows, blocks.rows), across = blocks_in(cols, blocks.cols);
+  operands.expect(blocks.scale_inv, "scale_inv of blocks", blocks.scale_inv.dtype(), {down, across});
+  if (blocks.transposed)
+    operands.expect(blocks.transposed, "scale_inv of blocks, transposed", blocks.scale_inv.dtype(),
+                    {across, down});
 }
 
 void check_head_matrix(const Operands& operands, const HeadTransform& transform, const Tensor& tensor,
@@ -156,17 +176,15 @@ void check_tables(const Operands& operands, const HeadTransform& transform, cons
 }  // namespace
 
 GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
-                    const Tensor& out, bool any_quantized) {
+                    const Tensor& out, OperandForms forms) {
   const Operands operands(name_of(kind));
   for (const auto* operand : {&a, &b}) {
     require(operand->values.defined() && operand->values.shape().size() == 2, "{}: operands must be matrices",
             name_of(kind));
   }
-  require(compatible(a, b, any_quantized), "{}: cannot multiply {}{} by {}{} ({})", name_of(kind),
-          name_of(a.dtype()), a.blocks.scale_inv ? " in blocks" : "", name_of(b.dtype()),
-          b.blocks.scale_inv ? " in blocks" : "",
-          any_quantized ? "both f32, or bf16 and quantised in any combination but e5m2 by e5m2"
-                        : "both f32, both bf16, or fp8 but not both e5m2");
+  require(compatible(a, b, forms), "{}: cannot multiply {}{} by {}{} ({})", name_of(kind), name_of(a.dtype()),
+          in_blocks(a) ? " in blocks" : "", name_of(b.dtype()), in_blocks(b) ? " in blocks" : "",
+          describe(forms));
   const GemmSize size = size_of_product(kind, a, b);
   require(contraction_of_b(kind, b) == size.k, "{}: shapes [{}, {}] and [{}, {}] do not fit", name_of(kind),
           a.rows(), a.cols(), b.rows(), b.cols());

@@ -6,12 +6,15 @@
 
 namespace quaver {
 
-/// out is [m, n]; the contraction has k terms. `any_quantized`: of a backend that has block scaling.
+/// Which operands a backend multiplies beside real ones of one type: FP8 with one scale each; two in blocks as well; anything
+/// quantised or BF16 beside another.
+enum class OperandForms { one_scale, blocks, any };
+/// out is [m, n]; the contraction has k terms.
 struct GemmSize {
   std::int64_t m = 0, n = 0, k = 0;
 };
 GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
-                    const Tensor& out, bool any_quantized = false);
+                    const Tensor& out, OperandForms forms = OperandForms::one_scale);
 void check_quantize(const Tensor& x, const OperandCast& cast, const Tensor& counters,
                     const QuantizedTensor& out);
 void check_dequantize(const QuantizedTensor& q, const Tensor& values);

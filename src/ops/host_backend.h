@@ -13,6 +13,8 @@ class HostBackend : public Backend {
   explicit HostBackend(MemorySource memory = host_memory());
   Device device() const override { return Device::host; }
   bool needs_transposed_fp8() const override { return false; }  // packing reads either layout
+  std::string why_no_cast(const OperandCast&) const override { return {}; }
+  bool mixes_operands() const override { return true; }
   Tensor allocate(DType dtype, Shape shape) override;
   void copy_from_host(const void* source, const Tensor& destination) override;
   void copy_to_host(const Tensor& source, void* destination) override;

@@ -19,6 +19,8 @@ struct KernelCase {
   double flops = 0;             ///< of products and attention, causal work only; 0: bound by memory
   /// Allocates the tensors on the backend and returns what is to be timed.
   std::function<std::function<void()>(Backend&)> prepare;
+  /// Whether the backend has the operation; null: every one has.
+  std::function<bool(const Backend&)> exists = nullptr;
 };
 
 /// All operations at the widths of gated-124m for that many tokens.

@@ -90,6 +90,25 @@ void add_casts(Cases& cases, std::int64_t tokens) {
   }
 }
 
+/// What fprop and wgrad of the recipe block read of x: codes in blocks along its rows, and along its columns.
+void add_block_casts(Cases& cases, std::int64_t tokens) {
+  const OperandCast rows = BlockScaling{}.cast_of(OperandRole::input, Gemm::fprop),
+                    columns = BlockScaling{}.cast_of(OperandRole::input, Gemm::wgrad);
+  const double elements = static_cast<double>(tokens) * kFeedForward;
+  const auto prepare = [=](Backend& b) -> Run {
+    const auto cast = [&](const OperandCast& how) {
+      return allocate_quantized(b, how, tokens, kFeedForward);
+    };
+    return
+        [&b, rows, columns, x = random_real(b, DType::bf16, {tokens, kFeedForward}, 1), by_rows = cast(rows),
+         by_columns = cast(columns), counters = filled(b, DType::i64, {kCastCounters}, 0)] {
+          b.quantize_both(x, {rows, {}, by_rows}, {columns, {}, by_columns}, counters);
+        };
+  };
+  cases.add({"cast to e4m3 in blocks, twice", fmt::format("{} x {}", tokens, kFeedForward), 4 * elements,
+             elements, 0, prepare, [rows](const Backend& b) { return b.why_no_cast(rows).empty(); }});
+}
+
 /// What a weight costs once an optimizer step, and every product of its Linear.
 void add_products(Cases& cases, std::int64_t tokens) {
   cases.add(
@@ -354,6 +373,7 @@ std::vector<KernelCase> kernel_cases(std::int64_t tokens) {
   add_products(cases, tokens);
   add_attention(cases, tokens);
   add_casts(cases, tokens);
+  add_block_casts(cases, tokens);
   add_norms(cases, tokens);
   add_activations(cases, tokens);
   add_gates(cases, tokens);

@@ -6,6 +6,33 @@
 
 namespace quaver {
 
+namespace {
+
+/// A table of scales, each row padded to a multiple of `granule`.
+Tensor scale_table(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols,
+                   std::int64_t granule) {
+  return backend.allocate(dtype, {rows, (cols + granule - 1) / granule * granule}).columns(0, cols);
+}
+
+/// Where GEMMs read operands contiguous along the contraction alone, they do so with the scales: those of single rows or columns lie along them,
+/// padded as the bytes may be, those of wider blocks along the contraction (see ops/cuda/product.h).
+BlockScales allocate_scales(Backend& backend, const OperandCast& cast, std::int64_t rows, std::int64_t cols) {
+  const auto blocks = [](std::int64_t size, std::int64_t block) { return (size + block - 1) / block; };
+  const auto granule = [&](std::int64_t block) {
+    constexpr std::int64_t kOfNumbers = 16, kOfBlocks = 4;
+    return !backend.needs_transposed_fp8() ? 1 : block == 1 ? kOfNumbers : kOfBlocks;
+  };
+  const std::int64_t down = blocks(rows, cast.block_rows), across = blocks(cols, cast.block_cols);
+  const DType stored = cast.rule->stored();
+  BlockScales scales{scale_table(backend, stored, down, across, granule(cast.block_cols)), cast.block_rows,
+                     cast.block_cols};
+  if (backend.needs_transposed_fp8() && cast.block_cols > 1)
+    scales.transposed = scale_table(backend, stored, across, down, granule(cast.block_rows));
+  return scales;
+}
+
+}  // namespace
+
 QuantizedTensor allocate_quantized(Backend& backend, const OperandCast& cast, std::int64_t rows,
                                    std::int64_t cols) {
   QuantizedTensor q;
@@ -14,16 +41,19 @@ QuantizedTensor allocate_quantized(Backend& backend, const OperandCast& cast, st
     q.e2m1_cols = cols;
   } else {
     q.bytes = backend.allocate(cast.format, {rows, cols});
-    if (backend.needs_transposed_fp8() && !cast.scales_blocks())
+    // Blocks in one row are never contracted along columns.
+    if (backend.needs_transposed_fp8() && cast.block_rows != 1)
       q.transposed = backend.allocate(cast.format, {cols, rows});
   }
   if (cast.rule->scales_tensor() || !cast.scales_blocks()) q.scale_inv = backend.allocate(DType::f32, {1});
-  if (!cast.scales_blocks()) return q;
-  const auto blocks = [](std::int64_t size, std::int64_t block) { return (size + block - 1) / block; };
-  q.blocks = {
-      backend.allocate(cast.rule->stored(), {blocks(rows, cast.block_rows), blocks(cols, cast.block_cols)}),
-      cast.block_rows, cast.block_cols};
+  if (cast.scales_blocks()) q.blocks = allocate_scales(backend, cast, rows, cols);
   return q;
+}
+
+std::string Backend::why_no_cast(const OperandCast& cast) const {
+  if (!cast.scales_blocks() && cast.rule == current_scale_rule() && !cast.stochastic && !cast.hadamard)
+    return {};
+  return "it casts with one scale per tensor, by the rule of current scaling alone";
 }
 
 /// Current scaling in the operations of delayed scaling, so that the scale never leaves the device: a slot of one entry,
@@ -31,11 +61,10 @@ QuantizedTensor allocate_quantized(Backend& backend, const OperandCast& cast, st
 void Backend::quantize(const Tensor& x, const OperandCast& cast, const CastNoise&, const Tensor& counters,
                        const QuantizedTensor& out) {
   check_quantize(x, cast, counters, out);
-  require(!cast.scales_blocks() && cast.rule == current_scale_rule() && !cast.stochastic && !cast.hadamard,
-          "quantize: the backend {} casts with one scale per tensor by current scaling alone; this cast has "
-          "blocks of "
-          "{} x {} or another rule. Hint: the backend cpu runs every recipe",
-          name(), cast.block_rows, cast.block_cols);
+  const std::string why = why_no_cast(cast);
+  require(why.empty(),
+          "quantize: the backend {} does not make this cast: {}. Hint: the backend cpu runs every recipe",
+          name(), why);
   const ScalingSlot slot{allocate(DType::f32, {1}), allocate(DType::f32, {1}), {}, {}};
   fill(slot.scale, 1);
   fill(slot.amax_history, 0);
@@ -43,6 +72,11 @@ void Backend::quantize(const Tensor& x, const OperandCast& cast, const CastNoise
   const ScaleUpdate update{slot, fp8_max(cast.format), 0, AmaxCompute::most_recent};
   update_scales({&update, 1});
   this->cast(x, {{}, out, {cast.format, slot.scale, {}, counters}});
+}
+
+void Backend::quantize_both(const Tensor& x, const CastTask& first, const CastTask& second,
+                            const Tensor& counters) {
+  for (const CastTask* task : {&first, &second}) quantize(x, task->cast, task->noise, counters, task->out);
 }
 
 void Backend::dequantize(const QuantizedTensor&, const Tensor&) {

@@ -33,8 +33,9 @@ class TimedBackend : public Backend {
   std::string describe() const override { return inner_->describe(); }
   bool needs_transposed_fp8() const override { return inner_->needs_transposed_fp8(); }
   MemoryUse memory_use() const override { return inner_->memory_use(); }
-  bool has_block_scaling() const override { return inner_->has_block_scaling(); }
   bool has_column_scales() const override { return inner_->has_column_scales(); }
+  std::string why_no_cast(const OperandCast& cast) const override { return inner_->why_no_cast(cast); }
+  bool mixes_operands() const override { return inner_->mixes_operands(); }
 
   Tensor allocate(DType dtype, Shape shape) override;
   void copy_from_host(const void* source, const Tensor& destination) override;

@@ -57,19 +57,13 @@ std::vector<NamedLinear> linears_of(Module& module) {
 
 namespace {
 
-using Roles = std::array<OperandRole, 2>;
-/// What fprop, dgrad and wgrad read.
-constexpr std::array kOperands = {Roles{OperandRole::input, OperandRole::weight},
-                                  Roles{OperandRole::grad_output, OperandRole::weight},
-                                  Roles{OperandRole::grad_output, OperandRole::input}};
-
 void apply(const Fp8Override& override, const Fp8Config& fp8, std::size_t gemm, GemmPolicy& policy) {
   if (override.recipe != kBf16) {
     policy = {};
     if (override.recipe != fp8.recipe) policy.recipe = make_recipe(override.recipe, fp8);
     return;
   }
-  const Roles& roles = kOperands[gemm];
+  const std::array<OperandRole, 2> roles = operands_of(static_cast<Gemm>(gemm));
   for (const OperandRole role : roles) {
     const auto index = static_cast<std::size_t>(role);
     policy.real_operands[index] = policy.real_operands[index] || override.operands[index];
@@ -134,6 +128,10 @@ void apply_fp8_policy(Module& model, const Fp8Config& fp8, std::int64_t layers) 
     linear->set_noise_stream(stable_hash(name));
   }
   smooth_down_proj(linears, fp8);
+}
+
+void require_recipes(Module& model, const std::optional<Recipe>& recipe) {
+  for (const NamedLinear& linear : linears_of(model)) linear.linear->require_recipes(recipe);
 }
 
 void require_strict_fp8(Module& model) {

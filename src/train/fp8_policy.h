@@ -1,6 +1,7 @@
 /// From [fp8] of a run file to the policy of every module's GEMMs.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ GemmPolicies fp8_policy_of(const std::string& name, const Fp8Config& fp8, std::i
 /// Sets the policies of all Linears, and their streams of random numbers by their names. Throws Error(usage) when an override matches none of them, or fp8.bf16_end_layers
 /// leaves no block.
 void apply_fp8_policy(Module& model, const Fp8Config& fp8, std::int64_t layers);
+
+/// Throws Error(usage) if the backend does not run what some product of a module follows in a scope of `recipe`.
+void require_recipes(Module& model, const std::optional<Recipe>& recipe);
 
 /// Throws Error(failure), naming module and GEMM, if one that its policy puts in FP8 did not run so every time.
 void require_strict_fp8(Module& model);

@@ -55,6 +55,7 @@ Trainer::Trainer(const std::shared_ptr<Backend>& backend, Resolved resolved)
       measured_(std::move(resolved.measured)) {
   store_masters(model_, stored_dtype(config_.optimizer.masters));
   apply_fp8_policy(model_, config_.fp8, config_.model.layers);
+  require_recipes(model_, recipe_);
 }
 
 Trainer::Resolved Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& backend, RunConfig config) {

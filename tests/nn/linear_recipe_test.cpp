@@ -257,13 +257,20 @@ TEST(LinearRecipes, AProgramsOwnRecipeRunsOnBothBackends) {
   EXPECT_EQ(cpu.linear.fp8().gemms[2].recipe, "rows of 40");
 }
 
-TEST(LinearRecipes, OtherBackendsRunCurrentScalingAndRefuseBlocks) {
+TEST(LinearRecipes, OtherBackendsRunCurrentAndBlockScalingAndRefuseTheRest) {
   Layer cpu(make_backend("cpu", 1)), emulated(testing::make_test_backend("emulation"));
   Context cpu_context(*cpu.backend), context(*emulated.backend);
-  const auto expected = cpu.run(cpu_context, CurrentScaling{}),
-             found = emulated.run(context, CurrentScaling{});
-  // Sums of at most 35 products in another order: far below the step of BF16, into which they are rounded.
-  for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(distance(found[i], expected[i]), 0x1p-8) << i;
+  for (const Recipe& recipe : std::vector<Recipe>{CurrentScaling{}, BlockScaling{}}) {
+    const auto expected = cpu.run(cpu_context, recipe), found = emulated.run(context, recipe);
+    // Sums of at most 35 products in another order: far below the step of BF16, into which they are rounded.
+    for (std::size_t i = 0; i < 3; ++i)
+      EXPECT_LT(distance(found[i], expected[i]), 0x1p-8) << describe(recipe) << i;
+  }
+  const auto& [fprop, dgrad, wgrad] = emulated.linear.fp8().gemms;
+  EXPECT_TRUE(contains(fprop.kernel, "scales of 1 x 128 and 128 x 128")) << fprop.kernel;
+  EXPECT_TRUE(contains(dgrad.kernel, "scales of 1 x 128 and 128 x 128")) << dgrad.kernel;
+  EXPECT_TRUE(contains(wgrad.kernel, "scales of 1 x 128 and 1 x 128")) << wgrad.kernel;
+  EXPECT_EQ(emulated.linear.weight_casts(), 2) << "128 x 128 blocks serve fprop and dgrad";
   const std::string message = error_message(ErrorKind::usage, [&] { emulated.run(context, Mxfp8Scaling{}); });
   EXPECT_TRUE(contains(message, "does not run the recipe mxfp8(e4m3)")) << message;
   EXPECT_TRUE(contains(message, "Hint")) << message;

@@ -73,6 +73,15 @@ TEST(BackendFacts, ChipsMultiplyWhatTheyHaveUnitsFor) {
   EXPECT_FALSE(native(cuda::types_of_chip(75), "bf16"));
 }
 
+TEST(BackendFacts, BlocksOf128NeedTheirChipAndTheirLibrary) {
+  EXPECT_EQ(cuda::why_no_block_products(90, 120900), "");
+  EXPECT_EQ(cuda::why_no_block_products(90, 130100), "");
+  EXPECT_NE(cuda::why_no_block_products(90, 120805).find("found 12.8"), std::string::npos);
+  for (const int chip : {89, 100, 120})
+    EXPECT_NE(cuda::why_no_block_products(chip, 130100).find("sm_" + std::to_string(chip)),
+              std::string::npos);
+}
+
 TEST(BackendFacts, AUsableGpuIsRecommendedAndElseTheReasonIsGiven) {
   BackendFacts cpu{.backend = "cpu"}, cuda{.backend = "cuda"};
   cuda.devices.push_back({.name = "Some GPU", .types = cuda::types_of_chip(90)});

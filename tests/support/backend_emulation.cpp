@@ -59,6 +59,7 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
 /// Refuses what cuBLASLt refuses on the most demanding chips, and multiplies with the plain kernel.
 class StrictLibrary final : public cuda::MatrixLibrary {
  public:
+  std::string why_no_blocks() const override { return {}; }
   std::optional<bool> can_multiply(const cuda::Product& product) const override {
     if (is_fp8(product.left.dtype) && !takes_fp8(product)) return false;
     return product.left.dtype != DType::f32 || product.out_dtype == DType::f32;
@@ -68,7 +69,9 @@ class StrictLibrary final : public cuda::MatrixLibrary {
     launch_plain_product(product, nullptr, nullptr);
     return true;
   }
-  std::string describe(const cuda::Product&) const override { return "emulated library"; }
+  std::string describe(const cuda::Product& product) const override {
+    return "emulated library" + describe_blocks(product);
+  }
 
  private:
   static bool fits(const cuda::Factor& factor) {
@@ -77,6 +80,7 @@ class StrictLibrary final : public cuda::MatrixLibrary {
   }
   static bool takes_fp8(const cuda::Product& product) {
     const GemmSize& size = product.size;
+    if (is_in_blocks(product) && !(suits_library(product) && size.k % cuda::kBlock == 0)) return false;
     return size.m % 16 == 0 && size.n % 16 == 0 && size.k % 16 == 0 && fits(product.left) &&
            fits(product.right);
   }

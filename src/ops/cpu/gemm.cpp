@@ -189,7 +189,7 @@ void multiply_few_rows(Backend& backend, const Threads& threads, const GemmKerne
 
 void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                       bool accumulate, const Tensor& out) {
-  check_gemm(kind, a, b, bias, out, true);
+  check_gemm(kind, a, b, bias, out, OperandForms::any);
   if (out.elements() == 0) return;
   const ProductOperands operands = product_operands(*this, a, b);
   const GemmOutput output{.data = out.raw(),

@@ -176,7 +176,7 @@ class BlockCast {
   /// The scales of a row of blocks, and the multiplier of each column.
   void scale_blocks(const Range& rows, const Range& cols, const std::uint32_t* bits,
                     float* multiplier) const {
-    const std::int64_t first = rows.begin / block_rows_ * out_.blocks.scale_inv.cols();
+    const std::int64_t first = rows.begin / block_rows_ * out_.blocks.scale_inv.row_stride();
     for (std::int64_t col = cols.begin; col < cols.end; col += block_cols_) {
       const Range block{col, std::min(cols.end, col + block_cols_)};
       const std::int64_t at = col - cols.begin;
@@ -243,7 +243,7 @@ void CpuBackend::dequantize(const QuantizedTensor& q, const Tensor& values) {
     const std::int64_t end = std::min(values.rows(), (band + 1) * band_rows);
     for (std::int64_t row = band * band_rows; row < end; ++row) {
       if (q.blocks.scale_inv && row % block_rows == 0) {
-        const std::int64_t first = row / block_rows * q.blocks.scale_inv.cols();
+        const std::int64_t first = row / block_rows * q.blocks.scale_inv.row_stride();
         for (std::int64_t col = 0; col < cols; col += q.blocks.cols) {
           std::fill(scale.begin() + col, scale.begin() + std::min(cols, col + q.blocks.cols),
                     load_scale(q.blocks, first + col / q.blocks.cols));

@@ -1,6 +1,8 @@
 /// What the chips multiply: pure functions of the compute capability.
 #pragma once
 
+#include <cstddef>
+#include <string>
 #include <vector>
 
 #include "ops/backend_facts.h"
@@ -9,5 +11,8 @@ namespace quaver::cuda {
 
 /// Types of matrix products on a chip, `chip` = 10 * major + minor: 89 for compute capability 8.9.
 std::vector<TypeFact> types_of_chip(int chip);
+
+/// Why cuBLASLt of this version (cublasLtGetVersion) multiplies no operands with scales of blocks of 128 on a chip; empty: it does.
+std::string why_no_block_products(int chip, std::size_t cublas_version);
 
 }  // namespace quaver::cuda

@@ -48,10 +48,14 @@ struct Factor {
   std::int64_t stride = 0;
   bool swapped = false;
   DType dtype = DType::f32;
-  const float* scale_inv = nullptr;  ///< of FP8
+  const float* scale_inv = nullptr;  ///< of FP8: one, or those of blocks
+  /// 0: one scale. Else kBlock elements along k share one with so many along i: with 1, that of (i, k) is scale_inv[k / kBlock *
+  /// scale_stride + i]; with kBlock, scale_inv[i / kBlock * scale_stride + k / kBlock].
+  std::int64_t block_rows = 0, scale_stride = 0;
 };
+constexpr std::int64_t kBlock = 128;
 
-/// out[m, n] (+)= the sum over k of left(m, k) right(n, k), times both scale_inv.
+/// out[m, n] (+)= the sum over k of left(m, k) right(n, k), times both scale_inv, or each element times its block's.
 struct Product {
   GemmSize size;
   Factor left, right;
@@ -65,6 +69,8 @@ struct Product {
 class MatrixLibrary {
  public:
   virtual ~MatrixLibrary() = default;
+  /// Why it multiplies no factors in blocks on this machine; empty: it does, where `suits_library` has nothing against a product.
+  virtual std::string why_no_blocks() const = 0;
   /// Whether `multiply` would queue the product and do nothing else; nothing: it would first run candidates.
   virtual std::optional<bool> can_multiply(const Product& product) const = 0;
   /// Queues the product; false, with nothing queued, if the library cannot compute it.
@@ -96,6 +102,13 @@ class DeviceBackend final : public Backend {
                    std::uint64_t stream) override;
   void convert(const Tensor& source, const Tensor& destination) override;
   void cast(const Tensor& x, const Output& output) override;
+  /// Current scaling, and the casts of the recipe `block` where products in blocks are there.
+  std::string why_no_cast(const OperandCast& cast) const override;
+  void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise, const Tensor& counters,
+                const QuantizedTensor& out) override;
+  void quantize_both(const Tensor& x, const CastTask& first, const CastTask& second,
+                     const Tensor& counters) override;
+  void dequantize(const QuantizedTensor& q, const Tensor& values) override;
   void count_exponents(const Tensor& x, const Tensor& counts) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
@@ -143,10 +156,10 @@ class DeviceBackend final : public Backend {
   Stream stream() { return &queue_; }
   void copy_rows(const void* source, std::size_t source_pitch, void* destination,
                  std::size_t destination_pitch, std::size_t width, std::size_t rows);
-  Tensor padded_copy(const Factor& factor, std::int64_t rows, std::int64_t cols);
+  Tensor padded_copy(const Factor& factor, const Shape& used, const Shape& whole);
   bool multiply_in_library(const Product& product);
   Tensor transposed(const Tensor& bytes);
-  Factor factor(const GemmOperand& operand, bool swapped, Tensor& kept);
+  Factor factor(const GemmOperand& operand, Gemm kind, bool swapped, Tensor& kept);
   bool multiply_padded(const Product& product, const Tensor& bias, bool accumulate);
   /// Throws if a kernel met an index outside its table since the last call.
   void report_faults();

@@ -1,3 +1,4 @@
+#include "base/check.h"
 #include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/produce.cuh"
@@ -48,13 +49,33 @@ struct ColumnOf {
   }
 };
 
-Factor factor_of(const Tensor& matrix, bool swapped, const Tensor& scale_inv) {
-  return {matrix.raw(), matrix.row_stride(), swapped, matrix.dtype(),
-          is_fp8(matrix.dtype()) ? scale_inv.data<float>() : nullptr};
+/// Without scales.
+Factor factor_of(const Tensor& matrix, bool swapped) {
+  return {matrix.raw(), matrix.row_stride(), swapped, matrix.dtype()};
 }
 
-std::int64_t padded(std::int64_t size) {
-  return blocks_for(size, kGranule) * kGranule;
+std::int64_t padded(std::int64_t size, std::int64_t granule = kGranule) {
+  return blocks_for(size, granule) * granule;
+}
+
+/// `swapped`: the contraction runs down the operand's rows.
+void add_block_scales(Factor& factor, const BlockScales& blocks, Gemm kind, bool swapped) {
+  const std::int64_t along = swapped ? blocks.rows : blocks.cols,
+                     across = swapped ? blocks.cols : blocks.rows;
+  require(along == kBlock && (across == 1 || across == kBlock),
+          "{}: an operand in blocks of {} along the contraction and {} across, expected {} along and 1 or {} "
+          "across",
+          name_of(kind), along, across, kBlock, kBlock);
+  const bool as_stored = swapped == (across == 1);
+  const Tensor& scales = as_stored ? blocks.scale_inv : blocks.transposed;
+  require(scales.defined() && scales.dtype() == DType::f32,
+          "{}: an operand in blocks without the f32 scales that cuda multiplies, transposed ones among them; "
+          "cast it with "
+          "this backend",
+          name_of(kind));
+  factor.scale_inv = scales.data<float>();
+  factor.block_rows = across;
+  factor.scale_stride = scales.row_stride();
 }
 
 bool is_granular(const Factor& factor) {
@@ -68,13 +89,13 @@ bool is_granular(const Product& product) {
 
 }  // namespace
 
-/// A copy of FP8 bytes with zeros around them: rows and columns are multiples of kGranule.
-Tensor DeviceBackend::padded_copy(const Factor& factor, std::int64_t rows, std::int64_t cols) {
-  const Tensor copy = allocate(DType::u8, {padded(rows), padded(cols)});
+/// A copy of FP8 bytes of shape `used` with zeros up to `whole`.
+Tensor DeviceBackend::padded_copy(const Factor& factor, const Shape& used, const Shape& whole) {
+  const Tensor copy = allocate(DType::u8, whole);
   fill(copy, 0);
   copy_rows(factor.data, static_cast<std::size_t>(factor.stride), copy.raw(),
-            static_cast<std::size_t>(copy.cols()), static_cast<std::size_t>(cols),
-            static_cast<std::size_t>(rows));
+            static_cast<std::size_t>(copy.cols()), static_cast<std::size_t>(used[1]),
+            static_cast<std::size_t>(used[0]));
   return copy;
 }
 
@@ -87,10 +108,11 @@ bool DeviceBackend::multiply_in_library(const Product& p) {
   const auto start = [this, p] { library_->multiply(p, *this); };
   const auto with_factor = [&](const Factor& f, const auto&... more) {
     queue_.add("gemm", start, p.size.m, p.size.n, p.size.k, p.fast_accumulation, p.accumulate, p.out,
-               p.out_stride, p.out_dtype, f.data, f.stride, f.swapped, f.dtype, f.scale_inv, more...);
+               p.out_stride, p.out_dtype, f.data, f.stride, f.swapped, f.dtype, f.scale_inv, f.block_rows,
+               f.scale_stride, more...);
   };
   const Factor& r = p.right;
-  with_factor(p.left, r.data, r.stride, r.swapped, r.dtype, r.scale_inv);
+  with_factor(p.left, r.data, r.stride, r.swapped, r.dtype, r.scale_inv, r.block_rows, r.scale_stride);
   return true;
 }
 
@@ -105,23 +127,30 @@ Tensor DeviceBackend::transposed(const Tensor& bytes) {
 
 /// FP8 operands become contiguous along the contraction where the device asks for it. `kept` holds a
 /// transposed copy until the product is queued.
-Factor DeviceBackend::factor(const GemmOperand& operand, bool swapped, Tensor& kept) {
-  if (!swapped || !is_fp8(operand.dtype()) || !needs_transposed_fp8())
-    return factor_of(operand.values, swapped, operand.scale_inv);
-  kept = operand.transposed ? operand.transposed : transposed(operand.values);
-  return factor_of(kept, false, operand.scale_inv);
+Factor DeviceBackend::factor(const GemmOperand& operand, Gemm kind, bool swapped, Tensor& kept) {
+  const bool transposes = swapped && is_fp8(operand.dtype()) && needs_transposed_fp8();
+  if (transposes) kept = operand.transposed ? operand.transposed : transposed(operand.values);
+  Factor factor = transposes ? factor_of(kept, false) : factor_of(operand.values, swapped);
+  if (operand.blocks.scale_inv) {
+    add_block_scales(factor, operand.blocks, kind, swapped);
+  } else if (is_fp8(operand.dtype())) {
+    factor.scale_inv = operand.scale_inv.data<float>();
+  }
+  return factor;
 }
 
-/// Through an FP32 result of our own, FP8 operands padded where their sizes ask for it; false if the library cannot compute that either.
+/// Through an FP32 result of our own, FP8 operands padded where their sizes ask for it, with blocks to whole ones; false if the library
+/// cannot compute that either.
 bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, bool accumulate) {
   const GemmSize& size = product.size;
   Product whole = product;
   Tensor left, right;
+  const std::int64_t granule = is_in_blocks(product) ? kBlock : kGranule;
   if (is_fp8(product.left.dtype) && !product.left.swapped && !product.right.swapped &&
-      !is_granular(product)) {
-    left = padded_copy(product.left, size.m, size.k);
-    right = padded_copy(product.right, size.n, size.k);
-    whole.size = {padded(size.m), padded(size.n), padded(size.k)};
+      !(is_granular(product) && size.k % granule == 0)) {
+    whole.size = {padded(size.m), padded(size.n), padded(size.k, granule)};
+    left = padded_copy(product.left, {size.m, size.k}, {whole.size.m, whole.size.k});
+    right = padded_copy(product.right, {size.n, size.k}, {whole.size.n, whole.size.k});
     whole.left.data = left.raw();
     whole.right.data = right.raw();
     whole.left.stride = whole.right.stride = whole.size.k;
@@ -148,7 +177,7 @@ bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, 
 
 void DeviceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                          bool accumulate, const Tensor& out) {
-  const GemmSize size = check_gemm(kind, a, b, bias, out);
+  const GemmSize size = check_gemm(kind, a, b, bias, out, OperandForms::blocks);
   if (size.m == 0 || size.n == 0) return;
   Product product{.size = size,
                   .left = {},
@@ -159,8 +188,10 @@ void DeviceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, 
                   .out_stride = out.row_stride(),
                   .out_dtype = out.dtype()};
   Tensor left, right;
-  product.left = factor(a, kind == Gemm::wgrad, left);
-  product.right = factor(b, kind != Gemm::fprop, right);
+  product.left = factor(a, kind, kind == Gemm::wgrad, left);
+  product.right = factor(b, kind, kind != Gemm::fprop, right);
+  // Sums of blocks are scaled and added in FP32 anyway.
+  if (is_in_blocks(product)) product.fast_accumulation = false;
   if (library_ && size.k > 0) {
     // Some of the library's algorithms round the product to BF16 before they add it to a BF16 result.
     const bool rounds_twice = accumulate && out.dtype() == DType::bf16;

@@ -90,10 +90,14 @@ struct CastTrace {
   }
   /// The same for four numbers; the first becomes the lowest byte.
   __device__ unsigned cast(Fp8 format, float scale, const float (&x)[4]) {
+    const float scales[4] = {scale, scale, scale, scale};
+    return cast(format, scales, x);
+  }
+  __device__ unsigned cast(Fp8 format, const float (&scales)[4], const float (&x)[4]) {
     float scaled[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      scaled[i] = x[i] * scale;
+      scaled[i] = x[i] * scales[i];
       amax = fmaxf(amax, fabsf(x[i]));
     }
     const unsigned bytes = fp8_pair(format, scaled[0], scaled[1]) | fp8_pair(format, scaled[2], scaled[3])
@@ -105,28 +109,32 @@ struct CastTrace {
   }
 };
 
-/// Adds a warp's trace to the running totals. Bits of non-negative floats order like the floats. Reading
-/// first keeps most warps from the atomics, all of which meet at one address.
-template <typename T>
-__device__ void record(const Sink<T>& sink, const CastTrace& trace) {
-  const float amax = warp_reduce(trace.amax, Largest{});
+/// Adds what a warp counted to the running totals.
+__device__ inline void record_counts(unsigned long long* counters, const CastTrace& trace) {
   const bool any = __ballot_sync(kAllLanes, (trace.counts | trace.values) != 0) != 0;
   const unsigned long long counts = any ? warp_reduce(trace.counts, Add{}) : 0;
   const unsigned long long values = any ? warp_reduce(trace.values, Add{}) : 0;
-  if (threadIdx.x % 32 != 0) return;
-  if (sink.amax && amax > *static_cast<volatile float*>(sink.amax)) {
-    atomicMax(reinterpret_cast<int*>(sink.amax), __float_as_int(amax));
-  }
-  if (!sink.counters) return;
+  if (threadIdx.x % 32 != 0 || !counters) return;
   constexpr unsigned long long kMask = (1ull << 21) - 1;
   const auto add = [&](CastCounter counter, unsigned long long count) {
-    if (count) atomicAdd(sink.counters + counter, count);
+    if (count) atomicAdd(counters + counter, count);
   };
   add(kCastSaturated, counts & kMask);
   add(kCastUnderflowed, counts >> 21 & kMask);
   add(kCastNan, counts >> 42);
   add(kCastInfinite, values & 0xFFFFFFFFu);
   add(kCastZeros, values >> 32);
+}
+
+/// The same, and its amax. Bits of non-negative floats order like the floats. Reading first keeps most warps from the
+/// atomics, all of which meet at one address.
+template <typename T>
+__device__ void record(const Sink<T>& sink, const CastTrace& trace) {
+  const float amax = warp_reduce(trace.amax, Largest{});
+  if (threadIdx.x % 32 == 0 && sink.amax && amax > *static_cast<volatile float*>(sink.amax)) {
+    atomicMax(reinterpret_cast<int*>(sink.amax), __float_as_int(amax));
+  }
+  record_counts(sink.counters, trace);
 }
 
 /// What concerns the whole matrix: written by one thread.

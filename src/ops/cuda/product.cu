@@ -1,5 +1,7 @@
 #include "ops/cuda/product.h"
 
+#include <fmt/format.h>
+
 #include "ops/cuda/fp8.cuh"
 #include "ops/cuda/matrix.cuh"
 
@@ -12,9 +14,19 @@ struct Elements {
   const void* data;
   std::int64_t stride;
   int swapped;
-  int dtype;  // a DType
+  int dtype;                  // a DType
+  const float* block_scales;  // null without blocks
+  std::int64_t block_rows, scale_stride;
 
+  /// As it is multiplied: in blocks, rounded to BF16.
   __device__ float operator()(std::int64_t i, std::int64_t k) const {
+    const float element = stored(i, k);
+    if (!block_scales) return element;
+    const std::int64_t at =
+        block_rows == 1 ? k / kBlock * scale_stride + i : i / kBlock * scale_stride + k / kBlock;
+    return as_float(round_as<bf16>(element * block_scales[at]));
+  }
+  __device__ float stored(std::int64_t i, std::int64_t k) const {
     const std::int64_t at = swapped ? k * stride + i : i * stride + k;
     switch (static_cast<DType>(dtype)) {
       case DType::f32:
@@ -56,17 +68,48 @@ __global__ void multiply(GemmSize size, Elements left, Elements right, const flo
 }
 
 Elements elements_of(const Factor& factor) {
-  return {factor.data, factor.stride, factor.swapped, static_cast<int>(factor.dtype)};
+  const float* const block_scales = factor.block_rows > 0 ? factor.scale_inv : nullptr;
+  return {factor.data,  factor.stride,     factor.swapped,     static_cast<int>(factor.dtype),
+          block_scales, factor.block_rows, factor.scale_stride};
+}
+/// The one scale of FP8; null with blocks.
+const float* scale_of(const Factor& factor) {
+  return factor.block_rows > 0 ? nullptr : factor.scale_inv;
+}
+
+bool scales_suit(const Factor& factor, std::int64_t rows, std::int64_t contraction) {
+  constexpr std::int64_t kGranule = 4;
+  const std::int64_t blocks = blocks_for(contraction, kBlock);
+  const std::int64_t stride = factor.block_rows == 1 ? rows : blocks_for(blocks, kGranule) * kGranule;
+  return factor.scale_stride == stride && stride % kGranule == 0 && on_pack(factor.scale_inv);
 }
 
 }  // namespace
+
+bool is_in_blocks(const Product& product) {
+  return product.left.block_rows > 0 || product.right.block_rows > 0;
+}
+
+bool suits_library(const Product& product) {
+  if (!is_in_blocks(product)) return true;
+  const auto [m, n, k] = product.size;
+  const std::int64_t left = product.left.block_rows, right = product.right.block_rows;
+  return left > 0 && right > 0 && (left == 1 || right == 1) && scales_suit(product.left, m, k) &&
+         scales_suit(product.right, n, k);
+}
+
+std::string describe_blocks(const Product& product) {
+  if (!is_in_blocks(product)) return {};
+  return fmt::format(", scales of {} x {} and {} x {}", product.left.block_rows, kBlock,
+                     product.right.block_rows, kBlock);
+}
 
 void launch_plain_product(const Product& product, const float* bias, Stream stream) {
   const GemmSize& size = product.size;
   with_real(product.out_dtype, [&]<typename T>(T) {
     launch("gemm", multiply<T>, {blocks_for(size.m, kSide) * blocks_for(size.n, kSide), dim3(kSide, kSide)},
-           stream, size, elements_of(product.left), elements_of(product.right), product.left.scale_inv,
-           product.right.scale_inv, bias, product.accumulate,
+           stream, size, elements_of(product.left), elements_of(product.right), scale_of(product.left),
+           scale_of(product.right), bias, product.accumulate,
            Matrix<T>{static_cast<T*>(product.out), product.out_stride});
   });
 }

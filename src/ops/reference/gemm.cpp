@@ -60,7 +60,7 @@ float dot(DType dtype, std::int64_t length, const A& a, const B& b) {
 
 void ReferenceBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                             bool accumulate, const Tensor& out) {
-  const GemmSize size = check_gemm(kind, a, b, bias, out, true);
+  const GemmSize size = check_gemm(kind, a, b, bias, out, OperandForms::any);
   const ProductOperands operands = product_operands(*this, a, b);
   const Elements a_of(operands.a), b_of(operands.b);
   const reference::RealMatrix result(out);

@@ -89,9 +89,8 @@ void ReferenceBackend::quantize(const Tensor& x, const OperandCast& cast, const 
   const std::int64_t rows = cast.scales_blocks() ? cast.block_rows : x.rows(),
                      cols = cast.scales_blocks() ? cast.block_cols : x.cols();
   std::array<std::int64_t, kCastCounters> counts{};
-  std::int64_t block = 0;
   for (std::int64_t row = 0; row < x.rows(); row += rows) {
-    for (std::int64_t col = 0; col < x.cols(); col += cols, ++block) {
+    for (std::int64_t col = 0; col < x.cols(); col += cols) {
       const std::int64_t row_end = std::min(x.rows(), row + rows), col_end = std::min(x.cols(), col + cols);
       float multiplier = tensor_scale;
       if (cast.scales_blocks()) {
@@ -100,7 +99,7 @@ void ReferenceBackend::quantize(const Tensor& x, const OperandCast& cast, const 
           for (std::int64_t n = col; n < col_end; ++n) statistics.add(values(m, n));
         }
         const BlockScale scale = block_scale_of(cast, statistics.amax, statistics.nan, tensor_scale, largest);
-        store_scale(out.blocks, block, scale.scale_inv);
+        store_scale(out.blocks, row / rows * out.blocks.scale_inv.row_stride() + col / cols, scale.scale_inv);
         multiplier = scale.multiplier;
       }
       for (std::int64_t m = row; m < row_end; ++m) {
@@ -134,7 +133,8 @@ void ReferenceBackend::dequantize(const QuantizedTensor& q, const Tensor& values
     for (std::int64_t n = 0; n < values.cols(); ++n) {
       float value = fp8_decode(format, load_code(q, m, n));
       if (q.blocks.scale_inv) {
-        value *= load_scale(q.blocks, m / q.blocks.rows * q.blocks.scale_inv.cols() + n / q.blocks.cols);
+        value *=
+            load_scale(q.blocks, m / q.blocks.rows * q.blocks.scale_inv.row_stride() + n / q.blocks.cols);
       }
       out.set(m, n, value);
     }

@@ -19,7 +19,6 @@ class ReferenceBackend : public HostBackend {
                    std::uint64_t stream) override;
   void convert(const Tensor& source, const Tensor& destination) override;
   void cast(const Tensor& x, const Output& output) override;
-  bool has_block_scaling() const override { return true; }
   void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise, const Tensor& counters,
                 const QuantizedTensor& out) override;
   void dequantize(const QuantizedTensor& q, const Tensor& values) override;

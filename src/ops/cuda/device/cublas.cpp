@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "ops/cuda/chip_types.h"
 #include "ops/cuda/device/cublas_plan.h"
 #include "ops/cuda/device/errors.h"
 
@@ -29,6 +30,15 @@ constexpr float kClearlyFaster = 0.97f;
 /// activations in memory, not in the cache.
 constexpr std::int64_t kPastCaches = 160 << 20;
 
+/// Compute capability of the current device, 90 for 9.0.
+int chip() {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for its chip");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for its chip");
+  return 10 * major + minor;
+}
+
 class Cublas final : public MatrixLibrary {
  public:
   explicit Cublas(DeviceStream stream) : stream_(stream), lt_(load_cublas()) {
@@ -38,6 +48,7 @@ class Cublas final : public MatrixLibrary {
     }
     check(cudaMalloc(&workspace_, kWorkspaceBytes), "allocating cuBLASLt's workspace");
     for (cudaEvent_t& event : timer_) check(cudaEventCreate(&event), "creating an event");
+    why_no_blocks_ = why_no_block_products(chip(), lt_.version());
   }
   ~Cublas() override {
     plans_.clear();
@@ -47,6 +58,8 @@ class Cublas final : public MatrixLibrary {
   }
   Cublas(const Cublas&) = delete;
   Cublas& operator=(const Cublas&) = delete;
+
+  std::string why_no_blocks() const override { return why_no_blocks_; }
 
   std::optional<bool> can_multiply(const Product& product) const override {
     const auto plan = plans_.find(key_of(product));
@@ -79,8 +92,9 @@ class Cublas final : public MatrixLibrary {
       lt_.algorithm_attribute(&*plan->second->algorithm, which, &value, sizeof value, &written);
       return value;
     };
-    return fmt::format("cuBLASLt algorithm {}, tile {}, stages {}", attribute(CUBLASLT_ALGO_CONFIG_ID),
-                       attribute(CUBLASLT_ALGO_CONFIG_TILE_ID), attribute(CUBLASLT_ALGO_CONFIG_STAGES_ID));
+    return fmt::format("cuBLASLt algorithm {}, tile {}, stages {}{}", attribute(CUBLASLT_ALGO_CONFIG_ID),
+                       attribute(CUBLASLT_ALGO_CONFIG_TILE_ID), attribute(CUBLASLT_ALGO_CONFIG_STAGES_ID),
+                       describe_blocks(product));
   }
 
  private:
@@ -117,6 +131,7 @@ class Cublas final : public MatrixLibrary {
 
   /// Times the candidates on the operands themselves, into memory of its own.
   std::optional<cublasLtMatmulAlgo_t> choose(const Plan& plan, const Product& p, Backend& backend) {
+    if (!suits_library(p)) return std::nullopt;
     const std::vector<cublasLtMatmulAlgo_t> algorithms = candidates(plan, p);
     if (algorithms.empty()) return std::nullopt;
     const Tensor out = backend.allocate(
@@ -161,6 +176,7 @@ class Cublas final : public MatrixLibrary {
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
   cudaEvent_t timer_[2] = {};
+  std::string why_no_blocks_;
   std::map<PlanKey, std::unique_ptr<Plan>> plans_;
 };
 

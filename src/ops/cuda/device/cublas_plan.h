@@ -9,6 +9,7 @@
 
 #include "ops/cuda/device/cublas_loader.h"
 #include "ops/cuda/device_backend.h"
+#include "ops/cuda/product.h"
 
 namespace quaver::cuda {
 
@@ -37,6 +38,7 @@ struct PlanKey {
   DType left, right, out;
   bool left_swapped, right_swapped, fast, accumulate;
   unsigned left_alignment, right_alignment, out_alignment;
+  std::int64_t left_block_rows, right_block_rows, left_scale_stride, right_scale_stride;
   auto operator<=>(const PlanKey&) const = default;
 };
 
@@ -56,7 +58,23 @@ inline PlanKey key_of(const Product& p) {
           p.accumulate,
           alignment_of(p.left.data),
           alignment_of(p.right.data),
-          alignment_of(p.out)};
+          alignment_of(p.out),
+          p.left.block_rows,
+          p.right.block_rows,
+          p.left.scale_stride,
+          p.right.scale_stride};
+}
+
+/// For which elements of an FP8 factor a scale is meant.
+inline cublasLtMatmulMatrixScale_t scale_mode_of(const Factor& factor) {
+  switch (factor.block_rows) {
+    case 1:
+      return CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+    case kBlock:
+      return CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    default:
+      return CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
+  }
 }
 
 /// cuBLASLt's matrices are column-major: our row-major result is its transpose, the right operand its A and
@@ -69,6 +87,11 @@ class Plan {
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.left.swapped ? CUBLAS_OP_T : CUBLAS_OP_N);
     if (is_fp8(p.left.dtype)) {
       set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, static_cast<std::int8_t>(p.fast_accumulation));
+      // Libraries before 12.8 do not know the attribute.
+      if (is_in_blocks(p)) {
+        set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, scale_mode_of(p.right));
+        set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, scale_mode_of(p.left));
+      }
       set_scales(p);
     }
     a = layout(p.right, p.size.n, p.size.k);

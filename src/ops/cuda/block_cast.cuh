@@ -1,0 +1,259 @@
+/// Casts in blocks of 128 numbers: 1 x 128, 128 x 1 or 128 x 128, a power of two for each.
+///
+/// A block of threads takes a tile of 128 x 128 numbers into its registers, reads once, finds the amaxes of the tile's blocks
+/// and writes codes, transposed codes and scales.
+#pragma once
+
+#include <array>
+#include <cfloat>
+#include <cmath>
+
+#include "ops/cuda/device_backend.h"
+#include "ops/cuda/produce.cuh"
+
+namespace quaver::cuda {
+
+/// Which numbers of a tile share a scale: those of a row, of a column, all.
+enum class BlockShape : std::int32_t { row, column, square };
+
+/// Where a cast in blocks goes, for device code; null where absent.
+struct BlockSink {
+  Matrix<std::uint8_t> bytes, transposed;
+  Matrix<float> scales, transposed_scales;  ///< as BlockScales has them; what pads a row is set to 0
+  unsigned long long* counters;
+  std::int64_t
+      transposed_packs;  ///< (as a number: no padding) rows of `transposed` may be written 4 bytes at a time
+};
+
+constexpr int kSideWords = static_cast<int>(kBlock) / 4;      ///< of a tile's transposed row
+constexpr int kSidePacks = static_cast<int>(kBlock) / kPack;  ///< of a tile's row
+/// A thread holds kPack x kPack numbers.
+constexpr int kBlockCastThreads = kSidePacks * kSidePacks;
+
+/// 448 / amax rounded down to a power of two; 1 if amax is 0 or infinite. As fp8/block_scaling.cpp has it.
+__device__ inline float block_scale(float amax) {
+  if (!(amax > 0) || amax == HUGE_VALF) return 1.0f;
+  return __uint_as_float(__float_as_uint(fminf(448.0f / amax, FLT_MAX)) & 0xFF800000u);
+}
+
+/// A thread's numbers: rows [row, row + kPack) and columns [column, column + kPack), of which the first `rows` and `cols` lie in the
+/// matrix; the others are zeros.
+template <typename T>
+struct ThreadTile {
+  std::int64_t row, column;
+  int rows, cols;
+  Pack<T, kPack> at[kPack];
+
+  __device__ float operator()(int m, int n) const { return as_float(at[m].at[n]); }
+};
+
+template <bool kPacks, typename T>
+__device__ ThreadTile<T> load_tile(const Matrix<T>& x, std::int64_t row, std::int64_t column,
+                                   std::int64_t rows, std::int64_t cols) {
+  const auto inside = [](std::int64_t begin, std::int64_t size) {
+    return static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kPack}, size - begin)));
+  };
+  ThreadTile<T> tile{row, column, inside(row, rows), inside(column, cols), {}};
+#pragma unroll
+  for (int m = 0; m < kPack; ++m) {
+    if (m >= tile.rows) continue;
+    if constexpr (kPacks) {
+      if (tile.cols > 0) tile.at[m] = x.template pack<kPack>(row + m, column);
+    } else {
+#pragma unroll
+      for (int n = 0; n < kPack; ++n) {
+        if (n < tile.cols) tile.at[m].at[n] = *x.address(row + m, column + n);
+      }
+    }
+  }
+  return tile;
+}
+
+/// Place of a tile in the matrix, in tiles, and the matrix.
+struct TilePlace {
+  std::int64_t down, across, rows, cols;
+};
+
+/// scales[m] of row m; all lanes that hold a row's packs, half a warp, find its amax together.
+template <typename T>
+__device__ void scale_rows(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
+                           float (&scales)[kPack]) {
+  const bool writes = threadIdx.x % kSidePacks == 0;
+#pragma unroll
+  for (int m = 0; m < kPack; ++m) {
+    float amax = 0;
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(tile(m, n)));
+    scales[m] = block_scale(group_reduce(amax, kSidePacks, Largest{}));
+    if (!writes) continue;
+    const std::int64_t row = tile.row + m;
+    const bool inside = m < tile.rows;
+    if (inside) *sink.scales.address(row, place.across) = 1.0f / scales[m];
+    if (sink.transposed_scales.data && row < sink.transposed_scales.stride)
+      *sink.transposed_scales.address(place.across, row) = inside ? 1.0f / scales[m] : 0.0f;
+  }
+}
+
+/// scales[n] of column n.
+template <typename T>
+__device__ void scale_columns(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
+                              float (&scales)[kPack]) {
+  constexpr int kWarps = kBlockCastThreads / 32;
+  __shared__ float amaxes[kWarps][kBlock];
+  __shared__ float found[kBlock];
+  const int thread = static_cast<int>(threadIdx.x), first = thread % kSidePacks * kPack;
+#pragma unroll
+  for (int n = 0; n < kPack; ++n) {
+    float amax = 0;
+#pragma unroll
+    for (int m = 0; m < kPack; ++m) amax = fmaxf(amax, fabsf(tile(m, n)));
+    amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, kSidePacks));  // a warp holds two groups of rows
+    if (thread % 32 < kSidePacks) amaxes[thread / 32][first + n] = amax;
+  }
+  __syncthreads();
+  if (thread < kBlock) {
+    float amax = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) amax = fmaxf(amax, amaxes[warp][thread]);
+    const float scale = found[thread] = block_scale(amax);
+    const std::int64_t column = place.across * kBlock + thread;
+    if (column < sink.scales.stride)
+      *sink.scales.address(place.down, column) = column < place.cols ? 1.0f / scale : 0.0f;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < kPack; ++n) scales[n] = found[first + n];
+}
+
+/// All of `scales` are the tile's.
+template <typename T>
+__device__ void scale_square(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
+                             float (&scales)[kPack]) {
+  float amax = 0;
+#pragma unroll
+  for (int m = 0; m < kPack; ++m) {
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(tile(m, n)));
+  }
+  const float scale = block_scale(block_reduce<kBlockCastThreads>(amax, Largest{}));
+#pragma unroll
+  for (float& each : scales) each = scale;
+  if (threadIdx.x != 0) return;
+  // A table's row, and what pads it behind its last entry.
+  const auto write = [&](const Matrix<float>& to, std::int64_t row, std::int64_t column, std::int64_t size) {
+    if (!to.data) return;
+    *to.address(row, column) = 1.0f / scale;
+    if (column + 1 < (size + kBlock - 1) / kBlock) return;
+    for (std::int64_t behind = column + 1; behind < to.stride; ++behind) *to.address(row, behind) = 0;
+  };
+  write(sink.scales, place.down, place.across, place.cols);
+  write(sink.transposed_scales, place.across, place.down, place.rows);
+}
+
+/// Writes a tile of words that lie in shared memory: word w of transposed row n at [n * kSideWords + (w ^ swizzle(n))], so that neither
+/// those who write them nor those who read them meet at one bank (two of a warp's lanes at most).
+__device__ inline int swizzle(int n) {
+  return n / kPack * 2;
+}
+__device__ inline void write_transposed_words(const BlockSink& sink, const unsigned* words,
+                                              const TilePlace& place) {
+  const std::int64_t row = place.down * kBlock, column = place.across * kBlock;
+  const int width = static_cast<int>(min(place.cols - column, std::int64_t{kBlock}));
+  const int height = static_cast<int>(min(place.rows - row, std::int64_t{kBlock}));
+  for (int i = static_cast<int>(threadIdx.x); i < width * kSideWords; i += kBlockCastThreads) {
+    const int n = i / kSideWords, w = i % kSideWords, rows = min(height - 4 * w, 4);
+    if (rows <= 0) continue;
+    const unsigned word = words[n * kSideWords + (w ^ swizzle(n))];
+    std::uint8_t* const to = sink.transposed.address(column + n, row + 4 * w);
+    if (rows == 4 && sink.transposed_packs) {
+      *reinterpret_cast<unsigned*>(to) = word;
+    } else {
+      for (int m = 0; m < rows; ++m) to[m] = static_cast<std::uint8_t>(word >> 8 * m);
+    }
+  }
+}
+
+/// Codes of the thread's numbers n, n + 1, ... of row m, the first in the lowest byte; 0 for what lies outside the matrix.
+template <bool kPacks, typename T>
+__device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, const float (&scales)[4],
+                              CastTrace& trace) {
+  if (m >= tile.rows || n >= tile.cols) return 0;
+  float x[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = tile(m, n + i);
+  if (kPacks || n + 4 <= tile.cols) return trace.cast(Fp8::e4m3, scales, x);
+  unsigned word = 0;
+  for (int i = 0; n + i < tile.cols; ++i)
+    word |= static_cast<unsigned>(trace.cast(Fp8::e4m3, scales[i], x[i])) << 8 * i;
+  return word;
+}
+
+/// Casts the tile into one sink. By all threads of the block.
+template <BlockShape kShape, bool kPacks, typename T>
+__device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink) {
+  __shared__ unsigned transposed[kBlock * kSideWords];
+  float scales[kPack];
+  if constexpr (kShape == BlockShape::row) scale_rows(tile, place, sink, scales);
+  if constexpr (kShape == BlockShape::column) scale_columns(tile, place, sink, scales);
+  if constexpr (kShape == BlockShape::square) scale_square(tile, place, sink, scales);
+
+  CastTrace trace;
+  unsigned words[kPack / 4][kPack];
+#pragma unroll
+  for (int m = 0; m < kPack; ++m) {
+    Pack<unsigned, kPack / 4> written;
+#pragma unroll
+    for (int w = 0; w < kPack / 4; ++w) {
+      float of_four[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) of_four[i] = kShape == BlockShape::column ? scales[4 * w + i] : scales[m];
+      written.at[w] = words[w][m] = cast_four<kPacks>(tile, m, 4 * w, of_four, trace);
+    }
+    if (m >= tile.rows || tile.cols == 0) continue;
+    std::uint8_t* const to = sink.bytes.address(tile.row + m, tile.column);
+    if constexpr (kPacks) {
+      *reinterpret_cast<Pack<unsigned, kPack / 4>*>(to) = written;
+    } else {
+      for (int n = 0; n < tile.cols; ++n) to[n] = static_cast<std::uint8_t>(written.at[n / 4] >> 8 * (n % 4));
+    }
+  }
+  record_counts(sink.counters, trace);
+  if (blockIdx.x == 0 && threadIdx.x == 0 && sink.counters)
+    atomicAdd(sink.counters + kCastElements, static_cast<unsigned long long>(place.rows * place.cols));
+  if (!sink.transposed.data) return;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const int first = thread % kSidePacks * kPack, group = thread / kSidePacks;
+#pragma unroll
+  for (int w = 0; w < kPack / 4; ++w) {
+#pragma unroll
+    for (int h = 0; h < kPack / 4; ++h) {
+      unsigned square[4] = {words[w][4 * h], words[w][4 * h + 1], words[w][4 * h + 2], words[w][4 * h + 3]};
+      transpose_words(square);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int n = first + 4 * w + i;
+        transposed[n * kSideWords + ((kPack / 4 * group + h) ^ swizzle(n))] = square[i];
+      }
+    }
+  }
+  __syncthreads();
+  write_transposed_words(sink, transposed, place);
+}
+
+/// One block per tile; sinks[i] gets a cast in blocks of kShapes[i].
+template <bool kPacks, typename T, BlockShape... kShapes>
+__global__ void __launch_bounds__(kBlockCastThreads)
+    cast_blocks(Matrix<T> x, std::array<BlockSink, sizeof...(kShapes)> sinks, std::int64_t rows,
+                std::int64_t cols) {
+  const std::int64_t across = (cols + kBlock - 1) / kBlock;
+  const TilePlace place{blockIdx.x / across, blockIdx.x % across, rows, cols};
+  const int thread = static_cast<int>(threadIdx.x);
+  const ThreadTile<T> tile =
+      load_tile<kPacks>(x, place.down * kBlock + thread / kSidePacks * kPack,
+                        place.across * kBlock + thread % kSidePacks * kPack, rows, cols);
+  int next = 0;
+  (cast_tile<kShapes, kPacks>(tile, place, sinks[next++]), ...);
+}
+
+}  // namespace quaver::cuda
