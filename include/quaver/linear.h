@@ -22,7 +22,8 @@ struct GemmRecord {
   DType a = DType::f32, b = DType::f32, out = DType::f32;
   std::int64_t fp8_runs = 0, other_runs = 0;
   std::string recipe = {};  ///< of the last run; empty in high precision
-  std::string kernel = {};  ///< of the last run whose recipe, types or rows were new (Backend::last_gemm_kernel)
+  std::string kernel =
+      {};  ///< of the last run whose recipe, types or rows were new (Backend::last_gemm_kernel)
 };
 
 /// Powers of two, one per input feature, for `Linear::smooth_input`. Both absent: none.
