@@ -259,7 +259,16 @@ TEST_P(RecomputeTest, LessIsKeptForBackward) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, RecomputeTest, ::testing::ValuesIn(testing::test_backends()),
+/// The emulation, and a device if there is one.
+std::vector<std::string> device_backends() {
+  std::vector<std::string> names = testing::test_backends();
+  std::erase_if(names, [](const std::string& name) { return name == "reference" || name == "cpu"; });
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, RecomputeTest, ::testing::Values("reference", "cpu"),
+                         [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(SlowBackends, RecomputeTest, ::testing::ValuesIn(device_backends()),
                          [](const auto& test) { return test.param; });
 
 }  // namespace

@@ -310,7 +310,9 @@ class NonFinitePlaces : public NonFiniteTest, public ::testing::WithParamInterfa
     return faults;
   }
 };
-INSTANTIATE_TEST_SUITE_P(Backends, NonFinitePlaces, ::testing::Values("reference", "cpu", "emulation"),
+INSTANTIATE_TEST_SUITE_P(Backends, NonFinitePlaces, ::testing::Values("reference", "cpu"),
+                         [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(SlowBackends, NonFinitePlaces, ::testing::Values("emulation"),
                          [](const auto& test) { return test.param; });
 
 TEST_P(NonFinitePlaces, InTheFirstAMiddleAndTheLastStepAreAsIfTheStepNeverWas) {

@@ -25,9 +25,9 @@ void forget_copies(Module& module) {
   module.visit("", visitor);
 }
 
-class WeightCopiesInTraining : public ::testing::Test {
+class SlowWeightCopiesInTraining : public ::testing::Test {
  protected:
-  WeightCopiesInTraining() {
+  SlowWeightCopiesInTraining() {
     write_text(folder);
     config = micro_config(folder);
     config.train.accumulation = 2;
@@ -94,7 +94,7 @@ class WeightCopiesInTraining : public ::testing::Test {
   RunConfig config;
 };
 
-TEST_F(WeightCopiesInTraining, EqualCastsInTheForward) {
+TEST_F(SlowWeightCopiesInTraining, EqualCastsInTheForward) {
   for (const char* backend : {"reference", "cpu"}) {
     config.backend = backend;
     for (const Precision precision : {Precision::fp8, Precision::bf16, Precision::fp32}) {
@@ -104,7 +104,7 @@ TEST_F(WeightCopiesInTraining, EqualCastsInTheForward) {
   }
 }
 
-TEST_F(WeightCopiesInTraining, EqualCastsInTheForwardUnderOtherRecipesAndMixtures) {
+TEST_F(SlowWeightCopiesInTraining, EqualCastsInTheForwardUnderOtherRecipesAndMixtures) {
   config.backend = "cpu";
   config.model.tie_embeddings = false;
   // fprop in FP8 and dgrad in BF16: a module with both copies.
