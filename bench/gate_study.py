@@ -15,7 +15,6 @@ Writes table.md, rates.svg (loss by rate) and inside.svg (activations, first-tok
 need matplotlib (bench/requirements.txt). The text is made of --data by distinct_text.py and stays in --out.
 """
 
-import argparse
 import itertools
 import shutil
 import statistics
@@ -23,7 +22,7 @@ import subprocess
 from pathlib import Path
 
 from distinct_text import write_distinct
-from training_runs import USAGE, Run, in_parallel, percent_and_error, pyplot, save_figure, train
+from training_runs import USAGE, Run, in_parallel, percent_and_error, pyplot, save_figure, study_parser, train
 
 GATES = ("none", "headwise", "elementwise")
 RECIPES = ("bf16", "delayed", "current", "mxfp8", "bf16-perturbed")
@@ -269,16 +268,11 @@ def plot_inside(variants, path):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("quaver", "config", "data", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser = study_parser(__doc__, seeds=[1, 2, 3], jobs=2)
     parser.add_argument("--gates", nargs="+", choices=GATES, default=GATES)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES[:4])
     parser.add_argument("--rates", nargs="+", default=RATES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--report-only", action="store_true")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="more keys of the run file")
     return parser.parse_args()
 
 

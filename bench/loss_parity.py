@@ -10,12 +10,11 @@ spread over the validation text. The text is made of --data by distinct_text.py 
 Writes table.md, parity.svg and gate.svg to --out; the figures need matplotlib (bench/requirements.txt).
 """
 
-import argparse
 import statistics
 from pathlib import Path
 
 from distinct_text import write_distinct
-from training_runs import Run, in_parallel, percent_and_error, pyplot, save_figure, smooth, train
+from training_runs import Run, in_parallel, percent_and_error, pyplot, save_figure, smooth, study_parser, train
 
 PRECISIONS = {name: {"precision": name, "model.gate": "elementwise"} for name in ("fp32", "bf16", "fp8")}
 GATES = {gate: {"precision": "fp8", "model.gate": gate} for gate in ("none", "headwise", "elementwise")}
@@ -96,15 +95,10 @@ class Study:
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("quaver", "config", "data", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2)
+    parser = study_parser(__doc__, seeds=[1, 2, 3], jobs=2)
     parser.add_argument("--precisions", choices=PRECISIONS, nargs="*", default=list(PRECISIONS))
     parser.add_argument("--gates", choices=GATES, nargs="*", default=list(GATES))
     parser.add_argument("--eval-batches", type=int, default=600)
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="more keys of the run file")
     return parser.parse_args()
 
 

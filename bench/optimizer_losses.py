@@ -6,14 +6,13 @@ usage: optimizer_losses.py --quaver PROGRAM --config RUN.toml --data PATH --out 
 Runs are made, kept and compared as by loss_parity.py. The bytes are those of the tensors in each run's last checkpoint. Writes table.md to --out.
 """
 
-import argparse
 import json
 import math
 import struct
 from pathlib import Path
 
 from loss_parity import Study
-from training_runs import Run, in_parallel
+from training_runs import Run, in_parallel, study_parser
 
 BASELINE = "all f32"
 VARIANTS = {
@@ -48,13 +47,8 @@ def bytes_per_parameter(run):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("quaver", "config", "data", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--jobs", type=int, default=1)
+    parser = study_parser(__doc__, seeds=[1, 2], jobs=1)
     parser.add_argument("--eval-batches", type=int, default=200)
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="more keys of the run file")
     return parser.parse_args()
 
 

@@ -6,12 +6,11 @@ All variants of a seed see the same data in the same order. Finished runs in --o
 distinct_text.py; the final loss is `quaver eval` on --eval-batches batches of documents that no run trains on. Writes table.md to --out.
 """
 
-import argparse
 import statistics
 from pathlib import Path
 
 from distinct_text import write_distinct
-from training_runs import Run, in_parallel, percent_and_error, train
+from training_runs import Run, in_parallel, percent_and_error, study_parser, train
 
 VARIANTS = {"bf16": {"precision": "bf16"}} | {
     recipe: {"precision": "fp8", "fp8.recipe": recipe} for recipe in ("delayed", "current", "block", "mxfp8", "nvfp4")
@@ -20,13 +19,8 @@ FINAL_STEPS = 50
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("--quaver", "--config", "--data", "--out"):
-        parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--jobs", type=int, default=2)
+    parser = study_parser(__doc__.splitlines()[0], seeds=[1, 2], jobs=2)
     parser.add_argument("--eval-batches", type=int, default=200)
-    parser.add_argument("--set", nargs="*", default=[])
     return parser.parse_args()
 
 
@@ -49,7 +43,7 @@ def row(variant, runs, losses, baseline):
 def main():
     options = arguments()
     text = write_distinct(options.data, options.out / "text")
-    overrides = {"data.val_fraction": 0.1, "data.path": text.resolve(), **dict(item.split("=", 1) for item in options.set)}
+    overrides = {"data.val_fraction": 0.1, "data.path": text.resolve(), **dict(item.split("=", 1) for item in options.overrides)}
     runs = {variant: [Run(options.out / f"{variant}-seed{seed}", {**settings, "train.seed": seed}) for seed in options.seeds]
             for variant, settings in VARIANTS.items()}
 

@@ -1,5 +1,6 @@
 """Runs of `quaver train` for comparisons: any number side by side, kept, continued where they stopped."""
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -99,3 +100,14 @@ def pyplot():
 def save_figure(figure, path):
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
+
+
+def study_parser(description, seeds, jobs):
+    """The options that all studies share; `overrides` is a list of "key=value"."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("quaver", "config", "data", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--jobs", type=int, default=jobs)
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", dest="overrides", help="more keys of the run file")
+    return parser

@@ -1,10 +1,13 @@
-/// The random numbers of `Backend::adamw`.
+/// What all backends' `adamw` agree on: random numbers, and the smallest scale of moments in FP8.
 #pragma once
 
 #include "base/random.h"
 #include "quaver/backend.h"
 
 namespace quaver {
+
+/// Smallest amax of a block of moments: 448 / amax stays finite.
+inline constexpr float kLeastMomentAmax = 0x1p-100f;
 
 enum class StepArray : std::uint64_t { value, m, v };
 

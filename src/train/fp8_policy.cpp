@@ -91,8 +91,7 @@ void smooth_down_proj(const std::vector<NamedLinear>& linears, const Fp8Config& 
           "\"swiglu\" or \"geglu\"");
   require(smooths || !casts,
           "fp8.smooth_swiglu: expected fp8.recipe = \"delayed\" or \"current\" for a down_proj, whose one "
-          "scale a "
-          "large channel takes up; found \"{}\", whose blocks have scales of their own",
+          "scale a large channel takes up; found \"{}\", whose blocks have scales of their own",
           fp8.recipe);
 }
 

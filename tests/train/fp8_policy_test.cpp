@@ -123,11 +123,7 @@ TEST_F(AppliedPolicyTest, AMixedRunIsSavedAndLoadedExactly) {
   config.fp8.overrides = {override_of("blocks.1.*", {false, false, true}), override_of("*.{q,k}_proj"),
                           override_of("lm_head", {true, false, false})};
   const TrainingResult result = run_training(config, silent);
-  const LoadedRun run = load_run(config.run.dir);
-  Context context(run.model->backend());
-  const LossSum loss = evaluate(*run.model, context, config.fp8.make_recipe(), validation_batches(config),
-                                config.train.eval_batches);
-  EXPECT_EQ(loss.nats, result.validation->nats);
+  EXPECT_EQ(evaluate_saved(config).nats, result.validation->nats);
   for (const LinearState& state : load_fp8_state(config.run.dir))
     EXPECT_EQ(state.policy, fp8_policy_of(state.name, config.fp8, config.model.layers)) << state.name;
 }

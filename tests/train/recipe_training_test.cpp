@@ -85,11 +85,7 @@ TEST_P(RecipeTraining, AStoppedRunGoesOnWithTheSameBits) {
   EXPECT_EQ(resumed.validation, whole.validation);
 
   // What was saved evaluates to the same loss.
-  const LoadedRun run = load_run(config.run.dir);
-  Context context(run.model->backend());
-  const LossSum loss = evaluate(*run.model, context, run_recipe(run.config), validation_batches(config),
-                                config.train.eval_batches);
-  EXPECT_EQ(loss.nats, whole.validation->nats);
+  EXPECT_EQ(evaluate_saved(config).nats, whole.validation->nats);
   for (const LinearState& state : load_fp8_state(config.run.dir)) {
     ASSERT_TRUE(state.weight) << state.name;
     EXPECT_EQ(!state.weight->amax_history.empty(), GetParam() == "delayed") << "other recipes only count";

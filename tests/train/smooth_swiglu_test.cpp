@@ -94,11 +94,7 @@ TEST_F(SmoothSwiglu, AStoppedRunGoesOnWithTheSameBits) {
     EXPECT_EQ(verify_run(files, config.run.dir).damaged(), 0);
 
     // What was saved evaluates to the same loss: the scales of channels are part of it.
-    const LoadedRun run = load_run(config.run.dir);
-    Context context(run.model->backend());
-    const LossSum loss = evaluate(*run.model, context, config.fp8.make_recipe(), validation_batches(config),
-                                  config.train.eval_batches);
-    EXPECT_EQ(loss.nats, whole.validation->nats);
+    EXPECT_EQ(evaluate_saved(config).nats, whole.validation->nats);
     for (const LinearState& state : load_fp8_state(config.run.dir))
       EXPECT_EQ(!state.channel_scales.empty(), state.name.ends_with("down_proj")) << state.name;
   }

@@ -12,7 +12,10 @@
 #include "quaver/language_model.h"
 #include "support/temporary_folder.h"
 #include "text/batches.h"
+#include "train/loss.h"
 #include "train/run_config.h"
+#include "train/run_folder.h"
+#include "train/run_precision.h"
 
 namespace quaver {
 
@@ -60,6 +63,14 @@ inline BatchSource training_batches(const RunConfig& config) {
 inline ValidationBatches validation_batches(const RunConfig& config) {
   const TokenData data = load_token_data(config.data, config.model.context, config.model.vocab);
   return ValidationBatches(data.validation, data.rules, config.model.context, config.train.batch);
+}
+
+/// The validation loss of what a run saved last.
+inline LossSum evaluate_saved(const RunConfig& config) {
+  const LoadedRun run = load_run(config.run.dir);
+  Context context(run.model->backend());
+  return evaluate(*run.model, context, run_recipe(run.config), validation_batches(config),
+                  config.train.eval_batches);
 }
 
 struct NamedValues {

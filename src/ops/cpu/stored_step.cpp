@@ -10,7 +10,6 @@ namespace quaver::cpu {
 namespace {
 
 constexpr std::int64_t kChunk = 1024;
-constexpr float kLeastAmax = 0x1p-100f;
 static_assert(kChunk % kMomentBlock == 0);
 
 }  // namespace
@@ -82,7 +81,7 @@ void StoredStep::store_codes(const Array& array, const Chunk& chunk, float* valu
   for (std::int64_t i = 0; i < chunk.count; i += kMomentBlock) {
     const std::int64_t at = chunk.begin + i, count = std::min(kMomentBlock, chunk.count - i);
     std::uint8_t* const codes = array.data.data<std::uint8_t>() + at;
-    const float amax = kernels_.adamw->amax(values + i, count, kLeastAmax);
+    const float amax = kernels_.adamw->amax(values + i, count, kLeastMomentAmax);
     std::fill_n(multipliers, count, format_.largest / amax);
     kernels_.block_cast->encode(format_, values + i, multipliers, uniforms + i, count, codes, uncounted);
     if (array.roots) kernels_.adamw->keep_positive(values + i, count, codes);

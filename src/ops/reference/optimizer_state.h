@@ -8,12 +8,10 @@
 
 #include "ops/reference/elements.h"
 #include "ops/reference/noise.h"
+#include "ops/step_noise.h"
 #include "quaver/backend.h"
 
 namespace quaver::reference {
-
-/// Smallest amax of a block: 448 / amax stays finite.
-inline constexpr float kLeastMomentAmax = 0x1p-100f;
 
 /// `stored` is f32, bf16, or e4m3 with scales.
 inline std::vector<float> read_state(const Tensor& stored, const Tensor& scales = {}) {
