@@ -2,7 +2,9 @@
 /// step on a device that computes nothing, so that no GPU is needed and nothing else is in the figure. What the driver
 /// takes for a launch is not in it.
 ///
-/// usage: bench_host_steps RUN.toml [--steps N] [section.key=value ...]
+/// usage: bench_host_steps RUN.toml [--steps N] [--profile fp8|bf16] [section.key=value ...]
+///
+/// --profile runs the steps of one precision and nothing else, for a profiler.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -18,7 +20,7 @@
 namespace quaver {
 namespace {
 
-constexpr int kWarmUps = 5;  // until every list is recorded
+constexpr int kWarmUps = 12;  // until every list is recorded
 
 RunConfig with_precision(RunConfig config, Precision precision) {
   config.precision = precision;
@@ -60,7 +62,8 @@ void print_operations(const RunConfig& config) {
   std::map<std::string, std::pair<idle::Started, idle::Started>> rows;
   for (const auto& [name, started] : fp8.counts) rows[name].first = started;
   for (const auto& [name, started] : bf16.counts) rows[name].second = started;
-  fmt::print("| operations of a step | FP8, listed | alone | BF16, listed | alone |\n|---|---|---|---|---|\n");
+  fmt::print(
+      "| operations of a step | FP8, listed | alone | BF16, listed | alone |\n|---|---|---|---|---|\n");
   const auto print = [](const std::string& name, const idle::Started& a, const idle::Started& b) {
     fmt::print("| {} | {} | {} | {} | {} |\n", name, a.listed, a.alone, b.listed, b.alone);
   };
@@ -78,11 +81,24 @@ void print_operations(const RunConfig& config) {
   }
 }
 
-int run(const std::string& path, const std::vector<std::string>& overrides, int steps) {
+RunConfig load(const std::string& path, const std::vector<std::string>& overrides) {
   std::vector<std::string> settings{"data.path=unread"};
   settings.insert(settings.end(), overrides.begin(), overrides.end());
   RunConfig config = load_run_config(path, settings);
   config.train.accumulation = 1;
+  return config;
+}
+
+int profile(const RunConfig& config, int steps) {
+  Stepper stepper(idle::make_backend(nullptr), config);
+  std::vector<double> seconds;
+  for (int i = 0; i < steps; ++i)
+    seconds.push_back(stepper.step(synthetic_batch(config, static_cast<std::uint64_t>(i))));
+  fmt::print("{:.3f} ms\n", median(seconds) * 1e3);
+  return 0;
+}
+
+int run(const RunConfig& config, int steps) {
   print_operations(config);
   const auto backend = idle::make_backend(nullptr);
   Stepper fp8(backend, with_precision(config, Precision::fp8)),
@@ -96,9 +112,10 @@ int run(const std::string& path, const std::vector<std::string>& overrides, int 
     bf16_seconds.push_back(b);
     ratios.push_back(a / b);
   }
-  fmt::print("{} x {}: the host takes {:.3f} ms (FP8) and {:.3f} ms (BF16), {:.2f} times; medians of {} pairs\n",
-             config.train.batch, config.model.context, median(fp8_seconds) * 1e3, median(bf16_seconds) * 1e3,
-             median(ratios), steps);
+  fmt::print(
+      "{} x {}: the host takes {:.3f} ms (FP8) and {:.3f} ms (BF16), {:.2f} times; medians of {} pairs\n",
+      config.train.batch, config.model.context, median(fp8_seconds) * 1e3, median(bf16_seconds) * 1e3,
+      median(ratios), steps);
   return 0;
 }
 
@@ -109,10 +126,15 @@ int main(int argc, char** argv) {
   CLI::App app("what a step costs the host under the CUDA backend");
   std::string path;
   std::vector<std::string> overrides;
+  std::string profiled;
   int steps = 200;
   app.add_option("RUN", path)->required();
   app.add_option("--steps", steps)->check(CLI::PositiveNumber);
+  app.add_option("--profile", profiled)->check(CLI::IsMember({"fp8", "bf16"}));
   app.add_option("OVERRIDES", overrides);
   CLI11_PARSE(app, argc, argv);
-  return quaver::run(path, overrides, steps);
+  const quaver::RunConfig config = quaver::load(path, overrides);
+  if (profiled.empty()) return quaver::run(config, steps);
+  const auto precision = profiled == "fp8" ? quaver::Precision::fp8 : quaver::Precision::bf16;
+  return quaver::profile(quaver::with_precision(config, precision), steps);
 }

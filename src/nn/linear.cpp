@@ -35,11 +35,11 @@ GemmOperand kept(const QuantizedTensor& quantized, const Tensor& real) {
 }
 
 void require_shape(const Output& operand, std::int64_t rows, std::int64_t cols, const char* name) {
-  for (const Tensor& present : {operand.quantized.bytes, operand.values}) {
-    require(!present || (present.shape().size() == 2 && present.cols() == cols &&
-                         (rows < 0 || present.rows() == rows)),
-            "linear: expected an {} of shape [{}, {}], found {}", name,
-            rows < 0 ? "rows" : std::to_string(rows), cols, ShapeText{present.shape()});
+  for (const Tensor* const present : {&operand.quantized.bytes, &operand.values}) {
+    const Shape& shape = present->shape();
+    if (!*present || (shape.size() == 2 && shape[1] == cols && (rows < 0 || shape[0] == rows))) continue;
+    fail(ErrorKind::usage, "linear: expected an {} of shape [{}, {}], found {}", name,
+         rows < 0 ? "rows" : std::to_string(rows), cols, ShapeText{shape});
   }
 }
 
@@ -61,10 +61,11 @@ std::optional<Recipe> slot_recipe(const std::array<std::optional<Recipe>, 3>& re
   std::optional<Recipe> found;
   for (const auto& recipe : recipes) {
     if (!recipe) continue;
-    require(
-        !found || !is_delayed(*found) || !is_delayed(*recipe) || *found == *recipe,
-        "linear: one module under two recipes of delayed scaling, {} and {}: its GEMMs share their scales",
-        describe(*found), describe(*recipe));
+    if (found && is_delayed(*found) && is_delayed(*recipe) && *found != *recipe) {
+      fail(ErrorKind::usage,
+           "linear: one module under two recipes of delayed scaling, {} and {}: its GEMMs share their scales",
+           describe(*found), describe(*recipe));
+    }
     if (!found || is_delayed(*recipe)) found = recipe;
   }
   return found;
@@ -131,11 +132,11 @@ Linear::Reading Linear::reading_of(const Recipes& recipes, OperandRole role, Gem
   }
   Reading reading{Reading::Kind::cast, cast_of(*recipe, role, gemm)};
   const std::string why = backend_.why_no_cast(reading.cast);
-  require(why.empty(),
-          "linear: the backend {} does not run the recipe {} ({} of {}): {}. Hint: recipe = \"delayed\" or "
-          "\"current\", or the backend cpu",
-          backend_.name(), describe(*recipe), name_of(role), name_of(gemm), why);
-  return reading;
+  if (why.empty()) return reading;
+  fail(ErrorKind::usage,
+       "linear: the backend {} does not run the recipe {} ({} of {}): {}. Hint: recipe = \"delayed\" or "
+       "\"current\", or the backend cpu",
+       backend_.name(), describe(*recipe), name_of(role), name_of(gemm), why);
 }
 
 void Linear::require_recipes(const std::optional<Recipe>& scope) const {

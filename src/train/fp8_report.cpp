@@ -57,37 +57,34 @@ std::vector<std::shared_ptr<ScalingSlot>> slots_of(Module& module) {
   return std::move(collector.slots);
 }
 
-Tensor gather_cast_counters(Backend& backend, Module& module) {
-  std::vector<Tensor> counters;
-  for (const auto& slot : slots_of(module)) counters.push_back(slot->counters);
-  Tensor all = backend.allocate(DType::i64, {static_cast<std::int64_t>(counters.size()), kCastCounters});
-  backend.gather(counters, all);
-  return all;
-}
-
 void clear_exponents(Backend& backend, Module& module) {
   for (const auto& slot : slots_of(module)) {
     if (slot->exponents) backend.fill(slot->exponents, 0);
   }
 }
 
-CastCounts cast_counts(Backend& backend, const Tensor& counters) {
-  std::vector<std::int64_t> values(static_cast<std::size_t>(counters.elements()));
-  backend.copy_to_host(counters, values.data());
+CastCounts sum_of_counters(std::span<const std::int64_t> counters) {
   CastCounts counts;
-  for (std::size_t slot = 0; slot < values.size(); slot += kCastCounters) {
-    counts.cast += values[slot + kCastElements];
-    counts.saturated += values[slot + kCastSaturated];
-    counts.underflowed += values[slot + kCastUnderflowed];
-    counts.nan += values[slot + kCastNan];
-    counts.infinite += values[slot + kCastInfinite];
-    counts.zeros += values[slot + kCastZeros];
+  for (std::size_t slot = 0; slot < counters.size(); slot += kCastCounters) {
+    counts.cast += counters[slot + kCastElements];
+    counts.saturated += counters[slot + kCastSaturated];
+    counts.underflowed += counters[slot + kCastUnderflowed];
+    counts.nan += counters[slot + kCastNan];
+    counts.infinite += counters[slot + kCastInfinite];
+    counts.zeros += counters[slot + kCastZeros];
   }
   return counts;
 }
 
 CastCounts count_casts(Backend& backend, Module& module) {
-  return cast_counts(backend, gather_cast_counters(backend, module));
+  std::vector<Tensor> counters;
+  for (const auto& slot : slots_of(module)) counters.push_back(slot->counters);
+  const Tensor all =
+      backend.allocate(DType::i64, {static_cast<std::int64_t>(counters.size()), kCastCounters});
+  backend.gather(counters, all);
+  std::vector<std::int64_t> values(static_cast<std::size_t>(all.elements()));
+  backend.copy_to_host(all, values.data());
+  return sum_of_counters(values);
 }
 
 Fp8Coverage fp8_coverage(Module& module) {

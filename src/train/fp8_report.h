@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "quaver/backend.h"
@@ -23,10 +24,8 @@ struct CastCounts {
 /// The slots of all Linears of a module; an input that siblings share once.
 std::vector<std::shared_ptr<ScalingSlot>> slots_of(Module& module);
 
-/// A copy of all slots' counters as they are now, i64[slots, kCastCounters], on the device.
-Tensor gather_cast_counters(Backend& backend, Module& module);
-/// Their sums over the slots.
-CastCounts cast_counts(Backend& backend, const Tensor& counters);
+/// The sums over the slots of rows of counters, kCastCounters each.
+CastCounts sum_of_counters(std::span<const std::int64_t> counters);
 /// The running totals of all slots.
 CastCounts count_casts(Backend& backend, Module& module);
 

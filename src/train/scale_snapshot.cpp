@@ -2,27 +2,33 @@
 
 #include <algorithm>
 
-#include "train/fp8_policy.h"
-#include "train/fp8_report.h"
-
 namespace quaver {
-ScaleSnapshot::ScaleSnapshot(Backend& backend, Module& module)
-    : backend_(backend), module_(module), slots_(slots_of(module)) {
+
+void ScaleSnapshot::prepare() {
+  slots_ = list_.slots();
+  if (list_.version() == version_) return;
+  version_ = list_.version();
+  groups_.clear();
   for (const auto& slot : slots_) {
     for (const Tensor& tensor : {slot->scale, slot->amax_history})
       groups_[tensor.elements()].originals.push_back(tensor);
   }
   for (auto& [elements, group] : groups_) {
     group.copies =
-        backend.allocate(DType::f32, {static_cast<std::int64_t>(group.originals.size()) * elements});
-    backend.gather(group.originals, group.copies);
+        backend_.allocate(DType::f32, {static_cast<std::int64_t>(group.originals.size()) * elements});
   }
-  for (const auto& [name, linear] : linears_of(module)) {
+}
+
+void ScaleSnapshot::take() {
+  prepare();
+  for (const auto& [elements, group] : groups_) backend_.gather(group.originals, group.copies);
+  channels_.clear();
+  for (Linear* const linear : list_.linears()) {
     if (linear->smooths_input()) channels_.emplace_back(linear, linear->fp8().channels);
   }
 }
 
-void ScaleSnapshot::restore() const {
+void ScaleSnapshot::restore() {
   for (const auto& [linear, channels] : channels_) linear->fp8().channels = channels;
   for (const auto& [elements, group] : groups_) {
     std::int64_t begin = 0;
@@ -31,7 +37,7 @@ void ScaleSnapshot::restore() const {
       begin += elements;
     }
   }
-  for (const auto& slot : slots_of(module_)) {
+  for (const auto& slot : list_.slots()) {
     if (std::find(slots_.begin(), slots_.end(), slot) != slots_.end()) continue;
     backend_.fill(slot->scale, 1);
     backend_.fill(slot->amax_history, 0);

@@ -8,17 +8,18 @@
 #include <vector>
 
 #include "quaver/backend.h"
-#include "quaver/linear.h"
+#include "train/slot_list.h"
 
 namespace quaver {
 
-/// Copies on the device, made with a launch for hundreds of slots and without waiting for the host.
+/// Copies on the device, made with a launch for hundreds of slots and without waiting for the host, into memory that is kept.
 class ScaleSnapshot {
  public:
-  /// Backend and module must outlive the snapshot.
-  ScaleSnapshot(Backend& backend, Module& module);
-  /// Makes every slot what it was; one that did not exist then becomes new: scale 1, no amaxes.
-  void restore() const;
+  /// Backend and slots must outlive the snapshot.
+  ScaleSnapshot(Backend& backend, SlotList& slots) : backend_(backend), list_(slots) {}
+  void take();
+  /// Makes every slot what it was when the snapshot was taken; one that did not exist then becomes new: scale 1, no amaxes.
+  void restore();
 
  private:
   /// Tensors of one size, side by side.
@@ -26,9 +27,11 @@ class ScaleSnapshot {
     std::vector<Tensor> originals;
     Tensor copies;
   };
+  void prepare();
 
   Backend& backend_;
-  Module& module_;
+  SlotList& list_;
+  std::uint64_t version_ = 0;  // of the list for which `groups_` was made
   std::vector<std::shared_ptr<ScalingSlot>> slots_;
   std::map<std::int64_t, Group> groups_;  // by number of elements
   /// Of linears that smooth their input. A forward replaces these tensors and writes into none, so the old ones are kept.

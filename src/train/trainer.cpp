@@ -10,7 +10,6 @@
 #include "train/fp8_policy.h"
 #include "train/masters.h"
 #include "train/run_precision.h"
-#include "train/scale_snapshot.h"
 
 namespace quaver {
 namespace {
@@ -52,6 +51,9 @@ Trainer::Trainer(const std::shared_ptr<Backend>& backend, Resolved resolved)
       context_(model_.backend(), activation_dtype(config_.precision)),
       recipe_(run_recipe(config_)),
       optimizer_(model_.backend(), model_, optimizer_options(config_)),
+      slots_(model_),
+      scales_(model_.backend(), slots_),
+      casts_(model_.backend(), slots_),
       measured_(std::move(resolved.measured)) {
   store_masters(model_, stored_dtype(config_.optimizer.masters));
   apply_fp8_policy(model_, config_.fp8, config_.model.layers);
@@ -93,8 +95,8 @@ Trainer::Resolved Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& back
 StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
                          const GradientsReady& gradients_ready) {
   // Nothing is read on the host before the step's last micro-batch is under way.
-  const Tensor before = gather_cast_counters(backend(), model_);
-  const ScaleSnapshot scales(backend(), model_);
+  casts_.begin();
+  scales_.take();
   const std::int64_t every = config_.fp8.histogram_every;
   const bool counts_exponents = every > 0 && (steps() + 1) % every == 0;
   if (counts_exponents) clear_exponents(backend(), model_);
@@ -102,15 +104,15 @@ StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
   StepResult result;
   result.loss = accumulate(micro_batches);
   if (gradients_ready) gradients_ready(model_);
-  const Tensor after = gather_cast_counters(backend(), model_);
+  casts_.end();
   result.gradient_norm = optimizer_.step(lr, [&](const Tensor& norm) {
     if (!std::isfinite(result.loss.nats))
       return backend().fill(norm, std::numeric_limits<double>::quiet_NaN());
-    backend().refuse_non_finite_casts(before, after, norm);
+    backend().refuse_non_finite_casts(casts_.before(), casts_.after(), norm);
   });
-  result.casts = cast_counts(backend(), after) - cast_counts(backend(), before);
+  result.casts = casts_.counts();
   if (optimizer_.accepts(result.gradient_norm)) return result;
-  scales.restore();
+  scales_.restore();
   optimizer_.drop_gradients();
   result.skipped = describe_non_finite(result);
   if (config_.train.nonfinite == NonFinite::stop) fail_non_finite(result.skipped);

@@ -15,6 +15,9 @@
 #include "train/loss.h"
 #include "train/optimizer.h"
 #include "train/run_config.h"
+#include "train/scale_snapshot.h"
+#include "train/slot_list.h"
+#include "train/step_casts.h"
 
 namespace quaver {
 
@@ -73,6 +76,9 @@ class Trainer {
   Context context_;
   std::optional<Recipe> recipe_;
   AdamW optimizer_;
+  SlotList slots_;
+  ScaleSnapshot scales_;
+  StepCasts casts_;
   Fp8AutoReport measured_;
 };
 

@@ -137,7 +137,7 @@ __device__ inline void copy_panel(bf16* to, const TileMap& map, int column, int 
                                   Barrier& barrier) {
   TileSource from;
   std::memcpy(static_cast<void*>(&from), &map, sizeof(from));
-  copy_later(to, from.tile_rows * kPanelRowBytes, barrier, [=] {
+  copy_later(to, static_cast<int>(from.tile_rows) * kPanelRowBytes, barrier, [=] {
     for (int r = 0; r < from.tile_rows; ++r) {
       for (int c = 0; c < kPanelColumns; ++c) {
         const bool inside = row + r < from.rows && column + c < from.head_dim;

@@ -16,7 +16,7 @@ struct TileSource {
   const bf16* data = nullptr;
   std::int64_t stride = 0;
   int head_dim = 0, heads = 0, rows = 0, sequences = 0;
-  int tile_rows = 0;  ///< of the panels to be copied
+  std::int64_t tile_rows = 0;  ///< of the panels to be copied; of this type: without padding
 };
 
 /// A kernel takes it as `const __grid_constant__`; on the device it is a CUtensorMap, in the emulation the source's bytes.
