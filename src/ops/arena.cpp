@@ -1,14 +1,12 @@
 #include "ops/arena.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <limits>
 #include <new>
+
+#include "ops/huge_pages.h"
 
 namespace quaver {
 namespace {
@@ -17,7 +15,6 @@ constexpr std::size_t kAlignment = 64;
 /// Smaller blocks of a source with chunks are not cut from them: holes between them would cost more than they hold.
 constexpr std::size_t kSmallestCut = std::size_t{1} << 18;
 constexpr std::size_t kCutAlignment = 512;
-constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
 /// Small requests share sizes at cache-line steps, large ones at steps of 1/8 of their size, so that nearly
 /// equal shapes share blocks.
@@ -27,21 +24,22 @@ std::size_t rounded(std::size_t bytes) {
   return std::max(step, (bytes + step - 1) / step * step);
 }
 
-/// Blocks of some megabytes stand on huge pages where the system has them: a step streams through all of its
-/// memory, and with pages of 4 KiB the first touch and the address translation cost more than the data.
-void* allocate_block(std::size_t size) {
-  if (size < kHugePage) return std::aligned_alloc(kAlignment, size);
-  void* block = std::aligned_alloc(kHugePage, (size + kHugePage - 1) / kHugePage * kHugePage);
-#ifdef __linux__
-  if (block) madvise(block, size, MADV_HUGEPAGE);  // a hint: refusal does no harm
-#endif
-  return block;
+/// A step streams through all of its memory: with pages of 4 KiB the first touch and the address translation cost more
+/// than the data.
+void* allocate_block(HugePageBlocks& shared_pages, std::size_t size) {
+  if (size >= HugePageBlocks::kPage) return HugePageBlocks::allocate_pages(size);
+  if (size >= HugePageBlocks::kSmallest) return shared_pages.allocate(size);
+  return std::aligned_alloc(kAlignment, size);
 }
 
 }  // namespace
 
 MemorySource host_memory() {
-  return {Device::host, 0, allocate_block, [](void* block) { std::free(block); },
+  const auto shared_pages = std::make_shared<HugePageBlocks>();
+  return {Device::host, 0, [shared_pages](std::size_t size) { return allocate_block(*shared_pages, size); },
+          [shared_pages](void* block) {
+            if (!shared_pages->release(block)) std::free(block);
+          },
           [](std::size_t, const MemoryUse&) { throw std::bad_alloc(); }};
 }
 

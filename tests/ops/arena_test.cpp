@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/arena.h"
+#include "ops/huge_pages.h"
 #include "quaver/error.h"
 #include "support/errors.h"
 
@@ -158,6 +159,33 @@ TEST(Arena, ThreadsNeverShareABlock) {
 
 TEST(Arena, MoreMemoryThanThereIsIsAnError) {
   EXPECT_THROW(std::make_shared<Arena>()->allocate(~std::size_t{0} - 3), std::bad_alloc);
+}
+
+TEST(HugePageBlocks, StandSideBySideFromTheBeginningOfAPageOn) {
+  HugePageBlocks blocks;
+  constexpr std::size_t kSize = HugePageBlocks::kSmallest + 64;
+  auto* const first = static_cast<std::byte*>(blocks.allocate(kSize));
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(first) % HugePageBlocks::kPage, 0u);
+  EXPECT_EQ(blocks.allocate(HugePageBlocks::kPage), first + kSize);
+  EXPECT_EQ(blocks.allocate(kSize), first + kSize + HugePageBlocks::kPage);
+}
+
+TEST(HugePageBlocks, KeepWhatIsWrittenAndGoBackInAnyOrder) {
+  HugePageBlocks blocks;
+  constexpr std::size_t kSize = HugePageBlocks::kPage / 4 * 3;
+  std::vector<unsigned char*> taken;  // of three regions
+  for (int i = 0; i < 25; ++i) {
+    taken.push_back(static_cast<unsigned char*>(blocks.allocate(kSize)));
+    std::memset(taken.back(), i, kSize);
+  }
+  for (int i = 0; i < 25; ++i) {
+    EXPECT_EQ(std::count(taken[i], taken[i] + kSize, static_cast<unsigned char>(i)), std::ptrdiff_t{kSize});
+  }
+  for (int i = 0; i < 25; ++i) EXPECT_TRUE(blocks.release(taken[i * 7 % 25]));
+  EXPECT_FALSE(blocks.release(taken[0])) << "its region went back";
+  EXPECT_NE(blocks.allocate(kSize), nullptr);
+  int elsewhere = 0;
+  EXPECT_FALSE(blocks.release(&elsewhere));
 }
 
 TEST(Arena, ABackendRefusesANegativeExtent) {

@@ -173,14 +173,15 @@ void multiply_few_rows(Backend& backend, const Threads& threads, const GemmKerne
   few.pack_rows(a, packed.data<float>());
   threads.for_each(ceil_div(b.lanes, few.columns), [&](std::int64_t item) {
     const Range columns = block_of({0, b.lanes}, item, few.columns);
-    // The threads take items in turn, so that this one's next is likely to be as many further as there are threads.
+    // The threads take items in turn, so that a thread's next is likely to be as many further as there are threads.
     few.multiply({.rows = packed.data<float>(),
                   .row_stride = stride,
                   .row_count = a.lanes,
                   .columns = b,
                   .begin = columns.begin,
                   .end = columns.end,
-                  .ahead = std::min(b.lanes, columns.begin + threads.count() * few.columns),
+                  .next = columns.begin + threads.count() * few.columns,
+                  .fetched = item >= threads.count(),
                   .out = out});
   });
 }

@@ -53,9 +53,10 @@ struct FewRowsTile {
   std::int64_t row_count = 0;
   Operand columns;  ///< all of the product
   std::int64_t begin = 0, end = 0;
-  std::int64_t ahead =
-      0;           ///< the columns from here on are fetched into the cache meanwhile; beyond the last: none
-  GemmOutput out;  ///< of the whole product
+  std::int64_t next =
+      0;  ///< the tile that probably follows begins here: its first lines are fetched; beyond the last: none
+  bool fetched = false;  ///< the tile before this one has fetched the first lines
+  GemmOutput out;        ///< of the whole product
 };
 
 /// Products of few rows without packed columns: a step for one token reads every weight once, and packing it would
