@@ -126,7 +126,6 @@ struct RowsInTurn {
 struct KeepSums {
   float* sums;
   std::int64_t stride;
-  [[gnu::always_inline]] void prefetch() const {}
   template <int Rows, int Vectors>
   [[gnu::always_inline]] void finish(const Vector (&sum)[Rows][Vectors]) const {
 #pragma GCC unroll 8

@@ -20,16 +20,23 @@ inline Halves round_to_bf16(Vector x) {
   return __builtin_convertvector((rounded & ~nan) | (nan & 0x7FC0), Halves);
 }
 
-/// round_to_bf16 by one instruction where there is one. vcvtneps2bf16 flushes denormals and keeps payloads of
-/// NaN: vectors with either take the long way.
-[[gnu::always_inline]] inline Halves to_bf16(Vector x) {
+/// round_to_bf16 of all vectors, by one instruction each where there is one. vcvtneps2bf16 flushes denormals and keeps
+/// payloads of NaN: where a vector has either, all take the long way.
+template <int Vectors>
+[[gnu::always_inline]] inline void to_bf16(const Vector (&x)[Vectors], Halves (&rounded)[Vectors]) {
 #if defined(__AVX512BF16__)
   constexpr int kNanOrDenormal = 0x81 | 0x20;
-  if (__builtin_expect(_mm512_fpclass_ps_mask(x, kNanOrDenormal) != 0, 0)) return round_to_bf16(x);
-  return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x));
-#else
-  return round_to_bf16(x);
+  unsigned special = 0;
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) special |= _mm512_fpclass_ps_mask(x[v], kNanOrDenormal);
+  if (__builtin_expect(special == 0, 1)) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) rounded[v] = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x[v]));
+    return;
+  }
 #endif
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) rounded[v] = round_to_bf16(x[v]);
 }
 
 [[gnu::always_inline]] inline Vector from_bf16(Halves x) {
@@ -58,46 +65,93 @@ template <typename Whole, typename Element>
   for (std::int64_t i = 0; i < count; ++i) to[i] = whole[i];
 }
 
-/// Writes the valid part of a panel of sums at (row, column) of `out`.
+/// Writes the valid part of a panel of sums at (row, column) of `out`. What there is to do is decided once for a panel, or once for
+/// a row: with few steps, as in wgrad of few tokens, a branch for every vector took as long as the products.
 struct StoreOutput {
   const GemmOutput& out;
   std::int64_t row, column;
   std::int64_t rows, columns;  ///< valid ones, from (row, column) on
 
-  /// The output is seldom in a cache: its lines arrive while the panel is computed.
-  [[gnu::always_inline]] void prefetch() const {
-    const std::int64_t size = out.is_bf16 ? 2 : 4;
-    const char* line = static_cast<const char*>(out.data) + (row * out.stride + column) * size;
-    for (std::int64_t r = 0; r < rows; ++r, line += out.stride * size) {
-      for (std::int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(line + byte, 1);
-      __builtin_prefetch(line + columns * size - 1, 1);
-    }
-  }
-
   template <int Rows, int Vectors>
   [[gnu::always_inline]] void finish(const Vector (&sum)[Rows][Vectors]) const {
+    Vector x[Rows][Vectors];
+    const Vector scale = broadcast(out.scale);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) x[r][v] = sum[r][v] * scale;
+    }
+    if (out.bias) add_bias(x);
+    if (columns < Vectors * kVector) {
+      Vector in_memory[Rows][Vectors];  // the others stay in registers
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) in_memory[r][v] = x[r][v];
+      }
+      return store_parts(in_memory[0], lower(rows, Rows), Vectors);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       if (r >= rows) break;
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v)
-        store(sum[r][v], row + r, column + v * kVector, columns - v * kVector);
+      out.is_bf16 ? store_row(x[r], at<std::uint16_t>(r)) : store_row(x[r], at<float>(r));
     }
   }
 
  private:
-  [[gnu::always_inline]] void store(Vector x, std::int64_t m, std::int64_t n, std::int64_t count) const {
-    x *= broadcast(out.scale);
-    if (out.bias) x += load_part<Vector>(out.bias + n, count);
-    const std::int64_t at = m * out.stride + n;
-    if (out.is_bf16) {
-      auto* to = static_cast<std::uint16_t*>(out.data) + at;
-      if (out.accumulate) x += from_bf16(load_part<Halves>(to, count));
-      store_part(to_bf16(x), to, count);
-    } else {
-      auto* to = static_cast<float*>(out.data) + at;
-      if (out.accumulate) x += load_part<Vector>(to, count);
-      store_part(x, to, count);
+  template <typename T>
+  T* at(std::int64_t r) const {
+    return static_cast<T*>(out.data) + (row + r) * out.stride + column;
+  }
+
+  template <int Rows, int Vectors>
+  [[gnu::always_inline]] void add_bias(Vector (&x)[Rows][Vectors]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const auto bias = load_part<Vector>(out.bias + column + v * kVector, columns - v * kVector);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) x[r][v] += bias;
+    }
+  }
+
+  template <int Vectors>
+  [[gnu::always_inline]] void store_row(Vector (&x)[Vectors], float* to) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      if (out.accumulate) x[v] += load_part<Vector>(to + v * kVector, kVector);
+      store_part(x[v], to + v * kVector, kVector);
+    }
+  }
+  template <int Vectors>
+  [[gnu::always_inline]] void store_row(Vector (&x)[Vectors], std::uint16_t* to) const {
+    if (out.accumulate) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) x[v] += from_bf16(load_part<Halves>(to + v * kVector, kVector));
+    }
+    Halves rounded[Vectors];
+    to_bf16(x, rounded);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) store_part(rounded[v], to + v * kVector, kVector);
+  }
+
+  /// The panel at the end of the columns: `row_count` rows of `vectors` vectors at `x`.
+  [[gnu::noinline]] void store_parts(const Vector* x, std::int64_t row_count, std::int64_t vectors) const {
+    for (std::int64_t r = 0; r < row_count; ++r) {
+      for (std::int64_t v = 0; v * kVector < columns; ++v) {
+        const std::int64_t count = columns - v * kVector;
+        Vector part[1] = {x[r * vectors + v]};
+        if (out.is_bf16) {
+          std::uint16_t* const to = at<std::uint16_t>(r) + v * kVector;
+          if (out.accumulate) part[0] += from_bf16(load_part<Halves>(to, count));
+          Halves rounded[1];
+          to_bf16(part, rounded);
+          store_part(rounded[0], to, count);
+        } else {
+          float* const to = at<float>(r) + v * kVector;
+          if (out.accumulate) part[0] += load_part<Vector>(to, count);
+          store_part(part[0], to, count);
+        }
+      }
     }
   }
 };
