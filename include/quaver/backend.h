@@ -43,12 +43,17 @@ struct GemmOperand {
         scale_inv(std::move(q.scale_inv)),
         blocks(std::move(q.blocks)),
         e2m1_cols(q.e2m1_cols) {}
+  /// `values` may be absent where the product reads `transposed` (QuantizedTensor).
   Tensor values, transposed, scale_inv;
   BlockScales blocks;
   std::int64_t e2m1_cols = 0;
-  DType dtype() const { return e2m1_cols > 0 ? DType::e2m1 : values.dtype(); }
-  std::int64_t rows() const { return values.rows(); }
-  std::int64_t cols() const { return e2m1_cols > 0 ? e2m1_cols : values.cols(); }
+  DType dtype() const {
+    return e2m1_cols > 0 ? DType::e2m1 : values.defined() ? values.dtype() : transposed.dtype();
+  }
+  std::int64_t rows() const { return values.defined() ? values.rows() : transposed.cols(); }
+  std::int64_t cols() const {
+    return e2m1_cols > 0 ? e2m1_cols : values.defined() ? values.cols() : transposed.rows();
+  }
 };
 
 /// One cast of `Backend::quantize_both`.
@@ -245,15 +250,18 @@ class Backend : public ScaleUpdater {
   virtual void add(const Tensor& a, const Tensor& b, const Tensor& out) = 0;
   /// h = act(gate) * up: silu for swiglu, gelu (tanh form) for geglu. gelu: h = gelu(up), gate absent.
   virtual void activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) = 0;
-  /// dup = dh * act(gate), dgate = dh * up * act'(gate). gelu: dup = dh * gelu'(up), dgate unused.
+  /// dup = dh * act(gate), dgate = dh * up * act'(gate). gelu: dup = dh * gelu'(up), dgate unused. `h`, which may be absent,
+  /// receives once more what `activation` makes of these operands, for a wgrad that did not keep it: the same bits. It may
+  /// lack `quantized.bytes` where needs_transposed_fp8().
   virtual void activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
-                                   const Output& dgate, const Output& dup) = 0;
+                                   const Output& dgate, const Output& dup, const Output& h) = 0;
   /// The attention gate (arXiv 2505.06708, position G1): y = o * act(g). o is [M, H*D]; g is [M, H*D]
   /// (elementwise) or [M, H] (headwise: one gate for the D elements of a head).
   virtual void gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) = 0;
-  /// do = dy * act(g);  dg = dy * o * act'(g), summed over the head when headwise.
+  /// do = dy * act(g);  dg = dy * o * act'(g), summed over the head when headwise. `y`: what `gate` makes of these operands,
+  /// as `h` above.
   virtual void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                             const Tensor& d_o, const Tensor& dg) = 0;
+                             const Tensor& d_o, const Tensor& dg, const Output& y) = 0;
 
   // ---- attention ----
 
@@ -261,7 +269,7 @@ class Backend : public ScaleUpdater {
   /// RMSNorm over each head with a gain shared by all heads; without norm, rope(x). rope turns the pairs
   /// (x[j], x[j + R/2]), j < R/2, of the first R elements by the angle of the row's position: x[j] c -
   /// x[j+R/2] s, x[j+R/2] c + x[j] s. x, out: real [M, H*D], strided. positions: i32[M], rows of the tables;
-  /// absent when there are none.
+  /// absent when there are none. out may be x.
   virtual void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
                                const Tensor& out) = 0;
   /// dx = gradient; dgain += (when there is a norm). `x` is the forward's input (needed with a norm; else may

@@ -89,6 +89,12 @@ class Linear : public Module {
   /// Whether it takes effect inside an enabled scope of this recipe.
   bool smooths_under(const Recipe& scope) const;
 
+  /// For an input whose producer can write it again in backward, from what its own backward reads: an activation, a gate.
+  /// Forward then keeps nothing of it for wgrad where fprop and wgrad both read the FP8 of delayed scaling (the scale alone is kept), nor,
+  /// if `real`, where both read high precision. Other recipes, and smoothed inputs, are kept. Throws Error(usage) for an input that
+  /// other modules read.
+  void form_input_again(bool real);
+
   /// Where the producer of x [rows, in_features] should write it under the context's precision: FP8 bytes
   /// with this module's input quantizer, high precision, or both, as the GEMMs that will read it ask (wgrad only
   /// while gradients are enabled; siblings included).
@@ -107,6 +113,13 @@ class Linear : public Module {
   /// the unquantised dy.
   void backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
                 bool accumulate_dx = false);
+
+  /// The same in two halves, for a producer that forms the input again in between: `make_input_again` says where, in the one
+  /// form that wgrad reads; absent where the input was kept.
+  void backward_input(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
+                      bool accumulate_dx = false);
+  Output make_input_again(Context& context, const Saved& saved);
+  void backward_weight(Context& context, const Saved& saved, const Output& dy, const Output& input_again);
 
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
@@ -155,6 +168,8 @@ class Linear : public Module {
   Forms input_forms(const Context& context) const;
   Forms reader_forms(const Context& context) const;
   Output make_input(Context& context, std::int64_t rows, const Forms& forms);
+  /// Whether backward forms the input again after a training forward under these recipes.
+  bool forms_input_again(const Recipes& recipes) const;
   Output cast_input(Context& context, const Tensor& x, const Forms& forms);
   Forms gradient_forms(const Recipes& recipes) const;
   /// The DelayedScaling of those readers of the input that follow one; there is one.
@@ -212,6 +227,7 @@ class Linear : public Module {
   WeightCopy<Tensor> real_weight_;
   Tensor weight_channels_;  ///< with which these and `cast_weights_` were multiplied; absent: with none
   bool smooths_input_ = false, cast_weights_counted_ = false;
+  bool forms_fp8_again_ = false, forms_real_again_ = false;
   CastCache cast_weights_;  ///< of recipes other than delayed scaling, at cast_weights_version_
   std::uint64_t cast_weights_version_ = 0, noise_stream_ = 0;
   Tensor full_bias_;
@@ -225,10 +241,14 @@ struct Linear::Saved {
   std::array<bool, 3> in_fp8{};  ///< which GEMMs follow a recipe, as it was in forward
   Tensor x;                      ///< for a wgrad that reads it in high precision
   QuantizedTensor x_fp8;         ///< for a wgrad that reads it quantised
-  Tensor w;                      ///< for a dgrad that reads it in high precision
-  QuantizedTensor w_fp8;         ///< for a dgrad that reads it quantised
-  Recipes recipes;               ///< of fprop, dgrad and wgrad
-  ChannelScales channels;        ///< by which x was divided and w multiplied
+  bool x_again = false;          ///< neither: wgrad takes it from make_input_again
+  Quantizer
+      x_quantizer;  ///< how it is cast again; without a scale: in high precision. The scale is the slot's own, which the
+                    ///< end of the Autocast scope changes: whoever keeps this longer copies it
+  Tensor w;                ///< for a dgrad that reads it in high precision
+  QuantizedTensor w_fp8;   ///< for a dgrad that reads it quantised
+  Recipes recipes;         ///< of fprop, dgrad and wgrad
+  ChannelScales channels;  ///< by which x was divided and w multiplied
   /// The output gradient is cast for its amax alone, under this recipe.
   std::optional<Recipe> calibration;
 };

@@ -12,8 +12,9 @@ enum class GateActivation { sigmoid, sigmoid2, silu };  ///< sigmoid2 = 2 sigmoi
 /// RMSNorm of every head of q and k: not at all, or before or after the rotary embedding.
 enum class QkNorm { none, pre_rope, post_rope };
 enum class PositionKind { rope, learned };
-/// What backward computes again instead of keeping it: nothing, every attention, or every block.
-enum class Recompute { none, attention, block };
+/// What backward computes again instead of keeping it: nothing, the products with an activation or a gate, every attention, or
+/// every block. FP8 copies of those products (delayed scaling) are never kept: see Linear::form_input_again.
+enum class Recompute { none, gated, attention, block };
 enum class Activation { swiglu, geglu, gelu };  ///< gelu has no gate operand
 
 /// Largest values of the fields of ModelConfig: far above any model, and no product of sizes leaves 64 bits.

@@ -52,14 +52,15 @@ struct BlockScales {
 /// A matrix [M,N] cast under a recipe: its bytes, and what they were cast with. A GEMM dequantises with these scales, never
 /// newer ones.
 struct QuantizedTensor {
-  Tensor
-      bytes;  ///< e4m3 or e5m2, row-major; e2m1: u8 [M, ceil(N / 2)], the even column in the low half of a byte
+  /// e4m3 or e5m2, row-major; e2m1: u8 [M, ceil(N / 2)], the even column in the low half of a byte. Absent where GEMMs that read
+  /// `transposed` are the only ones left
+  Tensor bytes;
   Tensor transposed;  ///< the same bytes transposed, where the backend's GEMM needs them; absent elsewhere
   /// f32[1] = 1 / scale of the tensor, correctly rounded (it may be an FP32 subnormal); absent: none
   Tensor scale_inv;
   BlockScales blocks = {};     ///< absent: one scale per tensor
   std::int64_t e2m1_cols = 0;  ///< N if the elements are e2m1
-  bool defined() const { return bytes.defined(); }
+  bool defined() const { return bytes.defined() || transposed.defined(); }
 };
 
 /// Random numbers of a cast: element (m, n) of [M,N], i = m N + n, takes the upper 24 bits of word i % 4 of Philox at counter

@@ -28,16 +28,24 @@ constexpr Part kParts[] = {{"weights", &StepMemory::weights},
                            {"logits", &StepMemory::logits},
                            {"peak", &StepMemory::peak}};
 
-constexpr std::array<const char*, 3> kRecompute = {"none", "attention", "block"};
+constexpr std::array<const char*, 4> kRecompute = {"none", "gated", "attention", "block"};
 
-/// The same in FP8 for every value of model.recompute, in the order of the enumeration.
-std::array<StepMemory, kRecompute.size()> measure_recompute(RunConfig config) {
-  std::array<StepMemory, kRecompute.size()> memories;
+struct Measured {
+  StepMemory fp8, bf16;
+};
+
+/// For every value of model.recompute, in the order of the enumeration.
+std::array<Measured, kRecompute.size()> measure_recompute(RunConfig config) {
+  std::array<Measured, kRecompute.size()> memories;
   for (std::size_t i = 0; i < kRecompute.size(); ++i) {
     config.model.recompute = static_cast<Recompute>(i);
-    memories[i] = measure(config, Precision::fp8);
+    memories[i] = {measure(config, Precision::fp8), measure(config, Precision::bf16)};
   }
   return memories;
+}
+
+double ratio(std::int64_t a, std::int64_t b) {
+  return static_cast<double>(a) / static_cast<double>(b);
 }
 
 nlohmann::ordered_json to_json(const StepMemory& memory) {
@@ -52,14 +60,16 @@ int bench_memory(const BenchMemoryArguments& arguments) {
   const RunConfig config =
       load_bench_config(arguments.config, arguments.overrides, arguments.micro_batch, arguments.context);
   const auto recompute = measure_recompute(config);
-  const StepMemory fp8 = measure(config, Precision::fp8), bf16 = measure(config, Precision::bf16);
+  const auto& [fp8, bf16] = recompute[static_cast<std::size_t>(config.model.recompute)];
   if (arguments.json) {
     nlohmann::ordered_json json = {{"micro_batch", config.train.batch},
                                    {"context", config.model.context},
                                    {"fp8", to_json(fp8)},
                                    {"bf16", to_json(bf16)}};
-    for (std::size_t i = 0; i < kRecompute.size(); ++i)
-      json["recompute"][kRecompute[i]] = to_json(recompute[i]);
+    for (std::size_t i = 0; i < kRecompute.size(); ++i) {
+      json["recompute"][kRecompute[i]] = to_json(recompute[i].fp8);
+      json["recompute_bf16"][kRecompute[i]] = to_json(recompute[i].bf16);
+    }
     fmt::print("{}\n", json.dump());
     return 0;
   }
@@ -67,13 +77,16 @@ int bench_memory(const BenchMemoryArguments& arguments) {
              config.train.batch, config.model.context, "", "FP8", "BF16", "FP8/BF16");
   for (const Part& part : kParts) {
     const std::int64_t a = fp8.*part.bytes, b = bf16.*part.bytes;
-    fmt::print("{:<14} {:>12} {:>12} {:>9.2f}\n", part.name, bytes(a), bytes(b),
-               static_cast<double>(a) / static_cast<double>(b));
+    fmt::print("{:<14} {:>12} {:>12} {:>9.2f}\n", part.name, bytes(a), bytes(b), ratio(a, b));
   }
-  fmt::print("\n{:<14} {:>12} {:>12}\n", "recompute, FP8", "activations", "peak");
-  for (std::size_t i = 0; i < kRecompute.size(); ++i)
-    fmt::print("{:<14} {:>12} {:>12}\n", kRecompute[i], bytes(recompute[i].activations),
-               bytes(recompute[i].peak));
+  fmt::print("\n{:<14} {:>12} {:>12} {:>9} {:>15} {:>12} {:>12}\n", "activations", "FP8", "BF16", "FP8/BF16",
+             "FP8/BF16's none", "FP8 peak", "BF16 peak");
+  for (std::size_t i = 0; i < kRecompute.size(); ++i) {
+    const auto& [a, b] = recompute[i];
+    fmt::print("{:<14} {:>12} {:>12} {:>9.2f} {:>15.2f} {:>12} {:>12}\n", kRecompute[i], bytes(a.activations),
+               bytes(b.activations), ratio(a.activations, b.activations),
+               ratio(a.activations, recompute[0].bf16.activations), bytes(a.peak), bytes(b.peak));
+  }
   return 0;
 }
 

@@ -47,6 +47,7 @@ Attention::Attention(Backend& backend, const ModelConfig& config, const Rotary* 
     }
   }
   out_proj_ = make_linear(backend, q_columns_, config.width, config.out_bias);
+  if (gate_columns_ > 0) out_proj_->form_input_again(config.recompute == Recompute::gated);
 }
 
 Output Attention::make_input(Context& context, std::int64_t rows) {
@@ -78,7 +79,8 @@ HeadTransform Attention::transform(std::int64_t heads, Parameter* gain) const {
 Tensor Attention::transform_forward(std::int64_t heads, Parameter* gain, const Tensor& x,
                                     const Tensor& positions) {
   if (!transforms()) return x;
-  Tensor out = backend_.allocate(x.dtype(), x.shape());
+  // The backward of a rotation does not read what was rotated.
+  Tensor out = config_.qk_norm == QkNorm::none ? x : backend_.allocate(x.dtype(), x.shape());
   backend_.transform_heads(transform(heads, gain), x, positions, out);
   return out;
 }
@@ -187,16 +189,18 @@ void Attention::backward(Context& context, const Saved& saved, const Tensor& dy,
   }
   const std::int64_t rows = dy.rows();
   const Tensor dgated = backend_.allocate(dy.dtype(), {rows, q_columns_});
-  out_proj_->backward(context, saved.out_proj, out_proj_->cast_output_gradient(context, saved.out_proj, dy),
-                      dgated);
+  const Output dy_cast = out_proj_->cast_output_gradient(context, saved.out_proj, dy);
+  out_proj_->backward_input(context, saved.out_proj, dy_cast, dgated);
 
   const Projections gradients = allocate_gradients(dy.dtype(), rows);
+  const Output gated = out_proj_->make_input_again(context, saved.out_proj);
   Tensor d_o = dgated;
   if (saved.projected.gate) {
     d_o = backend_.allocate(dy.dtype(), {rows, q_columns_});
     backend_.gate_backward(config_.gate_activation, dgated, saved.o, saved.projected.gate, d_o,
-                           gradients.gate);
+                           gradients.gate, gated);
   }
+  out_proj_->backward_weight(context, saved.out_proj, dy_cast, gated);
 
   const bool transformed = transforms();
   const Tensor dq = transformed ? backend_.allocate(dy.dtype(), {rows, q_columns_}) : gradients.q;

@@ -39,8 +39,9 @@ class Attention : public Module {
     Tensor positions, first_key;
     Linear::Saved qkv, q_proj, k_proj, v_proj, gate_proj, out_proj;
     Projections projected;
-    Tensor q, k;  ///< after rope and norm
-    Tensor o, lse;
+    Tensor q,
+        k;  ///< after rope and norm; without a norm projected.q and projected.k, turned where they stood
+    Tensor o, lse;  ///< with projected.gate backward also forms out_proj's input, where that was not kept
 
     /// The input and how to run forward again, instead of all the above: model.recompute = attention.
     struct Again {

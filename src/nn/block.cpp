@@ -10,6 +10,12 @@ std::unique_ptr<Norm> make_norm(Backend& backend, const ModelConfig& config) {
   return std::make_unique<RmsNorm>(backend, config.width, config.norm_epsilon);
 }
 
+void BlockSaved::add_scales(std::vector<Tensor*>& scales) {
+  for (Linear::Saved* linear : {&attention.out_proj, &mlp.down_proj}) {
+    if (linear->x_quantizer.scale) scales.push_back(&linear->x_quantizer.scale);
+  }
+}
+
 Block::Block(Backend& backend, const ModelConfig& config, const Rotary* rotary)
     : backend_(backend),
       recomputes_(config.recompute == Recompute::block),

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
@@ -25,6 +26,9 @@ struct BlockSaved {
     ForwardRecord record;
   };
   std::optional<Again> again;
+
+  /// Adds those scales that are still a slot's own (Linear::Saved::x_quantizer).
+  void add_scales(std::vector<Tensor*>& scales);
 };
 
 class Block : public Module {

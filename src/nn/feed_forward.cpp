@@ -7,6 +7,7 @@ FeedForward::FeedForward(Backend& backend, const ModelConfig& config)
       kind_(config.mlp),
       up_proj_(backend, {config.width, config.ffn_width, 0, config.mlp_bias ? config.ffn_width : 0}),
       down_proj_(backend, {config.ffn_width, config.width, 0, config.mlp_bias ? config.width : 0}) {
+  down_proj_.form_input_again(config.recompute == Recompute::gated);
   if (kind_ == Activation::gelu) return;
   gate_proj_ = std::make_unique<Linear>(backend, up_proj_.options());
   gate_proj_->share_input_of(up_proj_);
@@ -28,11 +29,13 @@ Tensor FeedForward::forward(Context& context, const Output& x, Saved* saved) {
 
 void FeedForward::backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx) {
   const Tensor dh = backend_.allocate(dy.dtype(), saved.up.shape());
-  down_proj_.backward(context, saved.down_proj, down_proj_.cast_output_gradient(context, saved.down_proj, dy),
-                      dh);
+  const Output dy_cast = down_proj_.cast_output_gradient(context, saved.down_proj, dy);
+  down_proj_.backward_input(context, saved.down_proj, dy_cast, dh);
   const Output dup = up_proj_.make_output_gradient(context, saved.up_proj);
   const Output dgate = gate_proj_ ? gate_proj_->make_output_gradient(context, saved.gate_proj) : Output{};
-  backend_.activation_backward(kind_, dh, saved.gate, saved.up, dgate, dup);
+  const Output h = down_proj_.make_input_again(context, saved.down_proj);
+  backend_.activation_backward(kind_, dh, saved.gate, saved.up, dgate, dup, h);
+  down_proj_.backward_weight(context, saved.down_proj, dy_cast, h);
   if (gate_proj_) gate_proj_->backward(context, saved.gate_proj, dgate, dx);
   up_proj_.backward(context, saved.up_proj, dup, dx, gate_proj_ != nullptr);
 }

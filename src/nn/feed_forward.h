@@ -16,7 +16,7 @@ class FeedForward : public Module {
 
   struct Saved {
     Linear::Saved gate_proj, up_proj, down_proj;
-    Tensor gate, up;
+    Tensor gate, up;  ///< from which backward also forms down_proj's input, where that was not kept
   };
 
   /// Where the norm before the feed-forward should write.

@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "base/random.h"
 #include "nn/block.h"
+#include "nn/recompute.h"
 #include "nn/rotary.h"
 #include "tensor/shape_text.h"
 
@@ -111,11 +112,15 @@ Tensor LanguageModel::forward(Context& context, const TokenBatch& tokens, Saved*
   require(tokens.length <= config_.context, "model: {} positions exceed model.context = {}", tokens.length,
           config_.context);
   NormInput x = embed(context, tokens);
+  std::vector<Tensor*> scales;
   for (const auto& block : blocks_) {
     auto block_saved = saved ? std::make_unique<BlockSaved>() : nullptr;
     x = block->forward(context, tokens, x, block_saved.get(), nullptr);
-    if (saved) saved->blocks.push_back(std::move(block_saved));
+    if (!saved) continue;
+    block_saved->add_scales(scales);
+    saved->blocks.push_back(std::move(block_saved));
   }
+  keep_scales(*backend_, scales);
   if (saved) saved->tokens = tokens;
   return head(context, x, saved);
 }

@@ -203,7 +203,9 @@ Output Linear::make_input(Context& context, std::int64_t rows, const Forms& form
   if (forms.fp8) {
     prepare_fp8(input_recipe(context));
     x.quantizer = input_quantizer(context);
-    x.quantized = allocate_quantized(backend_, x.quantizer.format, rows, options_.in_features);
+    const bool wgrad_reads = context.gradients_enabled() && !forms_input_again(recipes_of(context));
+    x.quantized = allocate_quantized(backend_, x.quantizer.format, rows, options_.in_features,
+                                     wgrad_reads ? ReadBy::both : ReadBy::fprop);
   }
   if (forms.real) x.values = backend_.allocate(context.high_precision(), {rows, options_.in_features});
   x.casts = std::make_shared<CastCache>();
@@ -393,7 +395,13 @@ Tensor Linear::forward(Context& context, const Output& input, Saved* saved) {
     saved->recipes = recipes;
     saved->channels = channels;
     for (std::size_t i = 0; i < recipes.size(); ++i) saved->in_fp8[i] = recipes[i].has_value();
-    keep(read(context, x, x_wgrad, OperandRole::input, Gemm::wgrad), saved->x_fp8, saved->x);
+    saved->x_again = forms_input_again(recipes);
+    if (!saved->x_again) {
+      keep(read(context, x, x_wgrad, OperandRole::input, Gemm::wgrad), saved->x_fp8, saved->x);
+      if (saved->x_fp8.transposed) saved->x_fp8.bytes = {};  // fprop alone has read them
+    } else if (x_wgrad.kind == Reading::Kind::delayed) {
+      saved->x_quantizer = {x.quantizer.format, x.quantizer.scale, {}, {}};
+    }
     keep(read_weight(context, w_dgrad, Gemm::dgrad), saved->w_fp8, saved->w);
     if (is_delayed_at(calibrated, kDgrad) || is_delayed_at(calibrated, kWgrad))
       saved->calibration = slot_recipe(calibrated);
@@ -437,6 +445,12 @@ Output Linear::cast_output_gradient(Context& context, const Saved& saved, const 
 
 void Linear::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
                       bool accumulate_dx) {
+  backward_input(context, saved, dy, dx, accumulate_dx);
+  backward_weight(context, saved, dy, {});
+}
+
+void Linear::backward_input(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,
+                            bool accumulate_dx) {
   require_shape(dy, saved.rows, options_.out_features, "output gradient");
   if (gradient_forms(saved.recipes).fp8 || saved.calibration) {
     context.register_backward(fp8_.grad_output,
@@ -452,8 +466,16 @@ void Linear::backward(Context& context, const Saved& saved, const Output& dy, co
     gradient_gemm(Gemm::dgrad, a, b, saved.channels.inverse, accumulate_dx, dx);
     record(Gemm::dgrad, saved.recipes, a, b, dx);
   }
+}
+
+void Linear::backward_weight(Context& context, const Saved& saved, const Output& dy,
+                             const Output& input_again) {
+  const Reading dy_wgrad = reading_of(saved.recipes, OperandRole::grad_output, Gemm::wgrad);
   const GemmOperand a = read(context, dy, dy_wgrad, OperandRole::grad_output, Gemm::wgrad),
-                    b = kept(saved.x_fp8, saved.x);
+                    b = saved.x_again ? kept(input_again.quantized, input_again.values)
+                                      : kept(saved.x_fp8, saved.x);
+  require(b.values || b.transposed,
+          "linear: wgrad's input was not kept. Hint: write it again where make_input_again says");
   gradient_gemm(Gemm::wgrad, a, b, saved.channels.scale, weight_->begin_accumulation(), weight_->gradient);
   record(Gemm::wgrad, saved.recipes, a, b, weight_->gradient);
   if (bias_) {

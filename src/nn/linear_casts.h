@@ -15,11 +15,16 @@ inline Quantizer make_quantizer(const ScalingSlot& slot, DType format, bool leav
   return quantizer;
 }
 
+/// Which GEMMs read a quantised operand of this module: where they want operands contiguous along the contraction, each reads
+/// bytes of its own.
+enum class ReadBy { fprop, gradient, both };
+
 inline QuantizedTensor allocate_quantized(Backend& backend, DType format, std::int64_t rows,
-                                          std::int64_t cols) {
+                                          std::int64_t cols, ReadBy read_by = ReadBy::both) {
+  const bool transposes = backend.needs_transposed_fp8();
   QuantizedTensor q;
-  q.bytes = backend.allocate(format, {rows, cols});
-  if (backend.needs_transposed_fp8()) q.transposed = backend.allocate(format, {cols, rows});
+  if (!transposes || read_by != ReadBy::gradient) q.bytes = backend.allocate(format, {rows, cols});
+  if (transposes && read_by != ReadBy::fprop) q.transposed = backend.allocate(format, {cols, rows});
   q.scale_inv = backend.allocate(DType::f32, {1});
   return q;
 }

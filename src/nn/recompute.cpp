@@ -2,12 +2,14 @@
 
 namespace quaver {
 
-void keep_scales(Backend& backend, ForwardRecord& record) {
-  if (record.scales.empty()) return;
-  const auto count = static_cast<std::int64_t>(record.scales.size());
+void keep_scales(Backend& backend, std::span<Tensor* const> scales) {
+  if (scales.empty()) return;
+  const auto count = static_cast<std::int64_t>(scales.size());
   const Tensor copies = backend.allocate(DType::f32, {count});
-  backend.gather(record.scales, copies);
-  for (std::int64_t i = 0; i < count; ++i) record.scales[static_cast<std::size_t>(i)] = copies.slice(i, 1);
+  std::vector<Tensor> sources;
+  for (const Tensor* scale : scales) sources.push_back(*scale);
+  backend.gather(sources, copies);
+  for (std::int64_t i = 0; i < count; ++i) *scales[static_cast<std::size_t>(i)] = copies.slice(i, 1);
 }
 
 }  // namespace quaver

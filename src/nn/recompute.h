@@ -1,13 +1,16 @@
 /// Forward passes that backward makes again instead of keeping what they computed (model.recompute).
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "quaver/autocast.h"
 #include "quaver/backend.h"
 
 namespace quaver {
 
-/// Copies the recorded scales, which the end of the Autocast scope changes: one launch for all of them.
-void keep_scales(Backend& backend, ForwardRecord& record);
+/// Replaces scales (f32[1]) of slots, which the end of the Autocast scope changes, by copies: one launch for all of them.
+void keep_scales(Backend& backend, std::span<Tensor* const> scales);
 
 /// Runs `forward(saved)`, drops what it saved, and returns its result with what it takes to run it again.
 template <typename Saved, typename Forward>
@@ -16,7 +19,9 @@ auto forward_and_forget(Backend& backend, Context& context, ForwardRecord& recor
   Saved discarded;
   const RecordForward recording(context, record);
   auto y = forward(&discarded);
-  keep_scales(backend, record);
+  std::vector<Tensor*> scales;
+  for (Tensor& scale : record.scales) scales.push_back(&scale);
+  keep_scales(backend, scales);
   return y;
 }
 

@@ -103,8 +103,11 @@ GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const
                     const Tensor& out, OperandForms forms) {
   const Operands operands(name_of(kind));
   for (const auto* operand : {&a, &b}) {
-    require(operand->values.defined() && operand->values.shape().size() == 2, "{}: operands must be matrices",
-            name_of(kind));
+    const Tensor& stored = operand->values ? operand->values : operand->transposed;
+    require(stored.defined() && stored.shape().size() == 2, "{}: operands must be matrices", name_of(kind));
+    const bool reads_transposed = kind == Gemm::wgrad || (kind == Gemm::dgrad && operand == &b);
+    require(operand->values.defined() || reads_transposed,
+            "{}: an operand of which only transposed bytes are left", name_of(kind));
   }
   require(compatible(a, b, forms), "{}: cannot multiply {}{} by {}{} ({})", name_of(kind), name_of(a.dtype()),
           in_blocks(a) ? " in blocks" : "", name_of(b.dtype()), in_blocks(b) ? " in blocks" : "",
@@ -262,9 +265,11 @@ void check_activation(Activation kind, const Tensor& gate, const Tensor& up, con
 }
 
 void check_activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
-                               const Output& dgate, const Output& dup) {
+                               const Output& dgate, const Output& dup, const Output& h,
+                               bool transposed_alone) {
   const Operands operands("activation_backward");
   operands.expect_real_matrix(up, "up");
+  operands.expect_output_again(h, "h", up.dtype(), up.shape(), transposed_alone);
   operands.expect(dh, "dh", up.dtype(), up.shape());
   operands.expect_output(dup, "dup", up.dtype(), up.shape());
   if (kind == Activation::gelu) return;
@@ -290,12 +295,13 @@ void check_gate(const Tensor& o, const Tensor& g, const Output& y) {
 }
 
 void check_gate_backward(const Tensor& dy, const Tensor& o, const Tensor& g, const Tensor& d_o,
-                         const Tensor& dg) {
+                         const Tensor& dg, const Output& y, bool transposed_alone) {
   const Operands operands("gate_backward");
   check_gate_operand(operands, o, g);
   operands.expect(dy, "dy", o.dtype(), o.shape());
   operands.expect(d_o, "do", o.dtype(), o.shape());
   operands.expect(dg, "dg", o.dtype(), g.shape());
+  operands.expect_output_again(y, "y", o.dtype(), o.shape(), transposed_alone);
 }
 
 void check_transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,

@@ -39,11 +39,13 @@ void check_norm_backward(std::string_view operation, const Tensor& dy, const Ten
 
 void check_add(const Tensor& a, const Tensor& b, const Tensor& out);
 void check_activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h);
+/// transposed_alone: whether what is written again may lack its row-major bytes.
 void check_activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
-                               const Output& dgate, const Output& dup);
+                               const Output& dgate, const Output& dup, const Output& h,
+                               bool transposed_alone);
 void check_gate(const Tensor& o, const Tensor& g, const Output& y);
 void check_gate_backward(const Tensor& dy, const Tensor& o, const Tensor& g, const Tensor& d_o,
-                         const Tensor& dg);
+                         const Tensor& dg, const Output& y, bool transposed_alone);
 
 void check_transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
                            const Tensor& out);

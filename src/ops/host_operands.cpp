@@ -1,5 +1,7 @@
 #include "ops/host_operands.h"
 
+#include "base/check.h"
+
 namespace quaver {
 namespace {
 
@@ -27,6 +29,9 @@ std::optional<float> product_scale(const GemmOperand& a, const GemmOperand& b) {
 }  // namespace
 
 ProductOperands product_operands(Backend& backend, const GemmOperand& a, const GemmOperand& b) {
+  for (const GemmOperand* operand : {&a, &b})
+    require(operand->values.defined(), "gemm: the backend {} reads row-major bytes, which are absent",
+            backend.name());
   const std::optional<float> scale = product_scale(a, b);
   if (!multiplies_copies(a, b)) return {a.values, b.values, scale};
   return {bf16_copy(backend, a), bf16_copy(backend, b), scale};

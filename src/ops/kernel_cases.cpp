@@ -241,11 +241,25 @@ void add_activations(Cases& cases, std::int64_t tokens) {
         [kind = kind](Backend& b, std::int64_t m, std::int64_t n) -> Run {
           return [&b, kind, dh = random_real(b, DType::bf16, {m, n}, 1),
                   g = random_real(b, DType::bf16, {m, n}, 2), u = random_real(b, DType::bf16, {m, n}, 3),
-                  dg = fp8_output(b, m, n, DType::e5m2),
-                  du = fp8_output(b, m, n, DType::e5m2)] { b.activation_backward(kind, dh, g, u, dg, du); };
+                  dg = fp8_output(b, m, n, DType::e5m2), du = fp8_output(b, m, n, DType::e5m2)] {
+            b.activation_backward(kind, dh, g, u, dg, du, {});
+          };
         },
         2);
   }
+  // As the FP8 step runs it: wgrad's operand is written once more, in the one form that wgrad reads.
+  cases.add(
+      "swiglu backward, e5m2, and h", tokens, kFeedForward, 9,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        Output h = fp8_output(b, m, n, DType::e4m3);
+        h.quantizer.amax = h.quantizer.counters = Tensor();
+        if (b.needs_transposed_fp8()) h.quantized.bytes = Tensor();
+        return [&b, dh = random_real(b, DType::bf16, {m, n}, 1), g = random_real(b, DType::bf16, {m, n}, 2),
+                u = random_real(b, DType::bf16, {m, n}, 3), dg = fp8_output(b, m, n, DType::e5m2),
+                du = fp8_output(b, m, n, DType::e5m2),
+                h] { b.activation_backward(Activation::swiglu, dh, g, u, dg, du, h); };
+      },
+      2);
 }
 
 void add_gates(Cases& cases, std::int64_t tokens) {
@@ -266,7 +280,7 @@ void add_gates(Cases& cases, std::int64_t tokens) {
                 return [&b, dy = random_real(b, DType::bf16, {m, n}, 1),
                         o = random_real(b, DType::bf16, {m, n}, 2), g = gates(b, m, n, 3),
                         d_o = filled(b, DType::bf16, {m, n}, 0), dg = gates(b, m, n, 4)] {
-                  b.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, dg);
+                  b.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, dg, {});
                 };
               });
   }

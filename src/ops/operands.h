@@ -76,6 +76,20 @@ class Operands {
     require(is_fp8(format), "{}: {} is to be cast to {}, expected e4m3 or e5m2", operation_, name,
             name_of(format));
     expect(output.quantized.bytes, name, format, shape);
+    expect_cast(output, name, shape);
+  }
+  /// A result of forward that a backward writes again, or nothing; its transposed bytes alone if the backend has them so.
+  void expect_output_again(const Output& output, const char* name, DType dtype, const Shape& shape,
+                           bool transposed_alone) const {
+    if (!output.values && !output.quantized.defined()) return;
+    if (output.quantized.bytes || !transposed_alone) return expect_output(output, name, dtype, shape);
+    if (output.values) expect(output.values, name, dtype, shape);
+    if (output.quantized.defined()) expect_cast(output, name, shape);
+  }
+
+ private:
+  void expect_cast(const Output& output, const char* name, const Shape& shape) const {
+    const DType format = output.quantizer.format;
     if (output.quantized.transposed) expect(output.quantized.transposed, name, format, {shape[1], shape[0]});
     expect(output.quantized.scale_inv, "scale_inv", DType::f32, {1});
     expect(output.quantizer.scale, "scale", DType::f32, {1});
@@ -83,7 +97,6 @@ class Operands {
     expect_optional(output.quantizer.counters, "counters", DType::i64, {kCastCounters});
   }
 
- private:
   std::string_view operation_;
 };
 

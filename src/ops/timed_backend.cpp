@@ -17,7 +17,7 @@ double bytes_of(const NormInput& input) {
 }
 /// As stored one way: a product reads one of the two.
 double bytes_of(const GemmOperand& operand) {
-  return bytes_of(operand.values) + bytes_of(operand.blocks.scale_inv);
+  return bytes_of(operand.values ? operand.values : operand.transposed) + bytes_of(operand.blocks.scale_inv);
 }
 
 template <typename... Operands>
@@ -173,9 +173,10 @@ void TimedBackend::activation(Activation kind, const Tensor& gate, const Tensor&
 }
 
 void TimedBackend::activation_backward(Activation kind, const Tensor& dh, const Tensor& gate,
-                                       const Tensor& up, const Output& dgate, const Output& dup) {
-  timed(named("activation backward", dup), sum_of_bytes(dh, gate, up, dgate, dup),
-        [&] { inner_->activation_backward(kind, dh, gate, up, dgate, dup); });
+                                       const Tensor& up, const Output& dgate, const Output& dup,
+                                       const Output& h) {
+  timed(named("activation backward", dup), sum_of_bytes(dh, gate, up, dgate, dup, h),
+        [&] { inner_->activation_backward(kind, dh, gate, up, dgate, dup, h); });
 }
 
 void TimedBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) {
@@ -183,9 +184,9 @@ void TimedBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, c
 }
 
 void TimedBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                                 const Tensor& d_o, const Tensor& dg) {
-  timed("gate backward", sum_of_bytes(dy, o, g, d_o, dg),
-        [&] { inner_->gate_backward(kind, dy, o, g, d_o, dg); });
+                                 const Tensor& d_o, const Tensor& dg, const Output& y) {
+  timed("gate backward", sum_of_bytes(dy, o, g, d_o, dg, y),
+        [&] { inner_->gate_backward(kind, dy, o, g, d_o, dg, y); });
 }
 
 void TimedBackend::transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,

@@ -214,7 +214,7 @@ void add_model_choices(std::vector<ConfigField>& fields) {
   model.number("rope_fraction", &ModelConfig::rope_fraction, kPositiveShare,
                "share of every head that is rotated");
   model.choice("mlp", &ModelConfig::mlp, {"swiglu", "geglu", "gelu"}, "activation of the feed-forward");
-  model.choice("recompute", &ModelConfig::recompute, {"none", "attention", "block"},
+  model.choice("recompute", &ModelConfig::recompute, {"none", "gated", "attention", "block"},
                "what backward computes again instead of keeping it");
   model.boolean("qkv_bias", &ModelConfig::qkv_bias, "biases of q, k and v");
   model.boolean("out_bias", &ModelConfig::out_bias, "bias of the attention's out_proj");

@@ -7,6 +7,7 @@
 #include "quaver/backend.h"
 #include "quaver/language_model.h"
 #include "quaver/linear.h"
+#include "support/quantized_codes.h"
 #include "support/test_backends.h"
 
 namespace quaver {
@@ -392,7 +393,7 @@ TEST_P(Fp8RulesTest, Rule9OddDimensionsRunInFp8) {
     for (const GemmRecord& gemm : linear->fp8().gemms) EXPECT_EQ(gemm.fp8_runs, 2);
     EXPECT_EQ(history(linear->fp8().input).back(), max_abs(download(*backend, x)));
     EXPECT_EQ(counters(linear->fp8().input)[kCastElements], 2 * rows * in) << "padding is not counted";
-    const Floats x8 = download(*backend, saved.x_fp8.bytes), w8 = download(*backend, saved.w_fp8.bytes);
+    const Floats x8 = testing::codes_of(*backend, saved.x_fp8), w8 = download(*backend, saved.w_fp8.bytes);
     const double scale_inv = static_cast<double>(download(*backend, saved.x_fp8.scale_inv)[0]) *
                              static_cast<double>(download(*backend, saved.w_fp8.scale_inv)[0]);
     const Floats found = download(*backend, y);

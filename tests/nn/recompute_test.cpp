@@ -169,7 +169,7 @@ TEST_P(RecomputeTest, GradientsScalesAndCountersAreTheSameBitsInEveryForm) {
       if (GetParam() == "emulation" && (form != 2 || !fp8)) continue;  // seconds for each
       const Traces expected = train(config, Recompute::none, fp8);
       ASSERT_GT(expected.gradients.size(), 10u);
-      for (const Recompute recompute : {Recompute::attention, Recompute::block}) {
+      for (const Recompute recompute : {Recompute::gated, Recompute::attention, Recompute::block}) {
         expect_equal(train(config, recompute, fp8), expected,
                      "form " + std::to_string(form) + (fp8 ? ", fp8" : ", bf16"));
       }
@@ -197,7 +197,7 @@ TEST_P(RecomputeTest, EveryRecipeAndItsRandomNumbers) {
   for (const Recipe& recipe : recipes) {
     const Traces expected = train(small_config(), Recompute::none, true, {}, {}, recipe);
     const Traces moved = train(small_config(), Recompute::none, true, {}, move_noise, recipe);
-    for (const Recompute recompute : {Recompute::attention, Recompute::block}) {
+    for (const Recompute recompute : {Recompute::gated, Recompute::attention, Recompute::block}) {
       expect_equal(train(small_config(), recompute, true, {}, {}, recipe), expected, describe(recipe));
       // Backward draws at the new place, what is computed again at its own.
       expect_equal(train(small_config(), recompute, true, {}, move_noise, recipe), moved, describe(recipe));
@@ -215,7 +215,7 @@ TEST_P(RecomputeTest, AnInputIsSmoothedTheSameWayAgain) {
   for (const Recipe& recipe : {Recipe(DelayedScaling{.amax_history_len = 3}), Recipe(CurrentScaling{})}) {
     const Traces expected = train(small_config(), Recompute::none, true, {}, {}, recipe, true);
     EXPECT_NE(expected.gradients, train(small_config(), Recompute::none, true, {}, {}, recipe).gradients);
-    for (const Recompute recompute : {Recompute::attention, Recompute::block}) {
+    for (const Recompute recompute : {Recompute::gated, Recompute::attention, Recompute::block}) {
       expect_equal(train(small_config(), recompute, true, {}, {}, recipe, true), expected, describe(recipe));
       EXPECT_EQ(train(small_config(), recompute, true, {}, evaluate, recipe, true).gradients,
                 expected.gradients);
@@ -227,7 +227,7 @@ TEST_P(RecomputeTest, ProductsOfBothPrecisionsInOneModule) {
   for (const GemmPolicies& policy : {GemmPolicies{{{false, ""}, {true, ""}, {true, ""}}},
                                      GemmPolicies{{{true, ""}, {false, ""}, {false, ""}}}}) {
     const Traces expected = train(small_config(), Recompute::none, true, policy);
-    for (const Recompute recompute : {Recompute::attention, Recompute::block})
+    for (const Recompute recompute : {Recompute::gated, Recompute::attention, Recompute::block})
       expect_equal(train(small_config(), recompute, true, policy), expected, "mixed");
   }
 }
@@ -239,7 +239,7 @@ TEST_P(RecomputeTest, AnEvaluationBetweenForwardAndBackwardChangesNothing) {
     model.forward(context, tokens(model.config(), 77), nullptr);
   };
   const Traces expected = train(small_config(), Recompute::none, true, {}, evaluate);
-  for (const Recompute recompute : {Recompute::attention, Recompute::block}) {
+  for (const Recompute recompute : {Recompute::gated, Recompute::attention, Recompute::block}) {
     const Traces found = train(small_config(), recompute, true, {}, evaluate);
     EXPECT_EQ(found.gradients, expected.gradients);
   }
@@ -251,6 +251,12 @@ TEST_P(RecomputeTest, LessIsKeptForBackward) {
                        attention = bytes_kept(Recompute::attention, fp8),
                        block = bytes_kept(Recompute::block, fp8);
     EXPECT_LT(attention, all);
+    const std::int64_t gated = bytes_kept(Recompute::gated, fp8);
+    if (fp8) {
+      EXPECT_EQ(gated, all) << "FP8 copies are formed again anyway";
+    } else {
+      EXPECT_LT(gated, all);
+    }
     EXPECT_LT(block, attention);
     // What a block keeps: its input, in BF16. The head keeps its input and norm statistics.
     const std::int64_t rows = kBatch * kLength, inputs = 2 * rows * 24 * 2;

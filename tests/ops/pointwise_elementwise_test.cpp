@@ -56,7 +56,7 @@ TEST_P(PointwiseElementwise, ActivationBackwardIsNearTheReference) {
         [&](Backend& backend) {
           const Output dgate{gated ? empty_matrix(GetParam()) : Tensor(), {}, {}};
           const Output dup{empty_matrix(GetParam()), {}, {}};
-          backend.activation_backward(kind, dh, gated ? gate : Tensor(), up, dgate, dup);
+          backend.activation_backward(kind, dh, gated ? gate : Tensor(), up, dgate, dup, {});
           return gated ? std::vector{dup.values, dgate.values} : std::vector{dup.values};
         },
         kSlopeBound);
@@ -75,10 +75,10 @@ TEST_P(PointwiseElementwise, ActivationBackwardCastsBothResults) {
   const Tensor dh = special_matrix(GetParam(), 5);
   const Output other{empty_matrix(GetParam()), {}, {}};
   expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
-    backend.activation_backward(Activation::geglu, dh, gate, up, output, other);
+    backend.activation_backward(Activation::geglu, dh, gate, up, output, other, {});
   });
   expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
-    backend.activation_backward(Activation::swiglu, dh, gate, up, other, output);
+    backend.activation_backward(Activation::swiglu, dh, gate, up, other, output, {});
   });
 }
 
@@ -125,7 +125,7 @@ TEST_P(PointwiseGate, BackwardIsNearTheReference) {
       expect_near_reference(
           [&](Backend& backend) {
             const Tensor d_o = empty_matrix(wide(width)), dg = empty_matrix(GetParam());
-            backend.gate_backward(kind, dy, o, g, d_o, dg);
+            backend.gate_backward(kind, dy, o, g, d_o, dg, {});
             return std::vector{d_o, dg};
           },
           bound);
@@ -214,7 +214,7 @@ TEST(PointwiseCurves, SlopesOfLargeArgumentsAreFinite) {
   const Tensor x = upload(reference(), std::vector<float>{30.0f, 1e4f, 1e25f, -1e25f, -1e4f, -30.0f}, {1, 6});
   const Tensor one = upload(reference(), std::vector<float>(6, 1.0f), {1, 6});
   const Output dx{reference().allocate(DType::f32, {1, 6}), {}, {}};
-  cpu_backends().back()->activation_backward(Activation::gelu, one, {}, x, {}, dx);
+  cpu_backends().back()->activation_backward(Activation::gelu, one, {}, x, {}, dx, {});
   EXPECT_EQ(download(reference(), dx.values), (std::vector<float>{1, 1, 1, 0, 0, 0}));
 }
 

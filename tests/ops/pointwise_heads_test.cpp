@@ -68,6 +68,23 @@ TEST_P(PointwiseHeads, ForwardIsNearTheReference) {
   expect_near_reference(run, {1e-5f, 1e-5f});
 }
 
+TEST_P(PointwiseHeads, InPlace) {
+  const auto run = [&](Backend& backend) {
+    const Tensor apart = empty_matrix(matrix), in_place = empty_matrix(matrix);
+    backend.transform_heads(transform, x, positions, apart);
+    backend.copy(x, in_place);
+    backend.transform_heads(transform, in_place, positions, in_place);
+    return std::vector{apart, in_place};
+  };
+  const auto expect_same = [](Backend& backend, const std::vector<Tensor>& results) {
+    EXPECT_TRUE(bytes_of(results[0]) == bytes_of(results[1])) << backend.describe();
+  };
+  expect_same(reference(), run(reference()));
+  expect_same(*cpu_backends().front(), expect_one_result(run));
+  if (!suits_devices({x})) return;
+  for (const auto& backend : device_backends()) expect_same(*backend, host_results(*backend, run));
+}
+
 TEST_P(PointwiseHeads, BackwardIsNearTheReference) {
   const auto run = [&](Backend& backend) {
     const Tensor dx = empty_matrix(matrix), dgain = random_vector(GetParam().head_dim, 7);

@@ -52,7 +52,7 @@ TEST_P(PointwiseOperation, ActivationsFollowTheirFormulasAndGradients) {
       backend->activation(kind, gate, up, h);
       expect_close(floats(h.values), in.h(), kBound, "h");
 
-      backend->activation_backward(kind, matrix(dh, kRows, cols), gate, up, dgate, dup);
+      backend->activation_backward(kind, matrix(dh, kRows, cols), gate, up, dgate, dup, {});
       const auto loss = [&] { return dot(in.h(), dh); };
       expect_close(floats(dup.values), numeric_gradient(in.up, loss), kBound, "dup");
       if (gated) expect_close(floats(dgate.values), numeric_gradient(in.gate, loss), kBound, "dgate");
@@ -90,7 +90,7 @@ TEST_P(PointwiseOperation, GatesFollowTheirFormulasAndGradients) {
       backend->gate(kind, o, g, y);
       expect_close(floats(y.values), in.y(), kBound, "y");
 
-      backend->gate_backward(kind, matrix(dy, kRows, cols), o, g, d_o, dg);
+      backend->gate_backward(kind, matrix(dy, kRows, cols), o, g, d_o, dg, {});
       const auto loss = [&] { return dot(in.y(), dy); };
       expect_close(floats(d_o), numeric_gradient(in.o, loss), kBound, "do");
       expect_close(floats(dg), numeric_gradient(in.g, loss), kBound, "dg");

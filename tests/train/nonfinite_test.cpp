@@ -126,9 +126,9 @@ class FaultyBackend : public TimedBackend {
     TimedBackend::activation(kind, gate, up, h);
   }
   void activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
-                           const Output& dgate, const Output& dup) override {
+                           const Output& dgate, const Output& dup, const Output& h) override {
     strike(Place::hidden_gradient, dh);
-    TimedBackend::activation_backward(kind, dh, gate, up, dgate, dup);
+    TimedBackend::activation_backward(kind, dh, gate, up, dgate, dup, h);
   }
   void cross_entropy(const Tensor& logits, const Tensor& targets, float scale, const Tensor& losses,
                      const Output& dlogits) override {

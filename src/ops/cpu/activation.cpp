@@ -22,12 +22,12 @@ void CpuBackend::activation(Activation kind, const Tensor& gate, const Tensor& u
 }
 
 void CpuBackend::activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
-                                     const Output& dgate, const Output& dup) {
-  check_activation_backward(kind, dh, gate, up, dgate, dup);
+                                     const Output& dgate, const Output& dup, const Output& h) {
+  check_activation_backward(kind, dh, gate, up, dgate, dup, h, false);
   if (kind == Activation::gelu) {
-    return gated_backward(threads_, *kernels_.pointwise, curve_of(kind), dh, up, Tensor(), dup, Output());
+    return gated_backward(threads_, *kernels_.pointwise, curve_of(kind), dh, up, Tensor(), dup, Output(), h);
   }
-  gated_backward(threads_, *kernels_.pointwise, curve_of(kind), dh, gate, up, dgate, dup);
+  gated_backward(threads_, *kernels_.pointwise, curve_of(kind), dh, gate, up, dgate, dup, h);
 }
 
 }  // namespace quaver

@@ -57,10 +57,10 @@ class CpuBackend : public HostBackend {
   void add(const Tensor& a, const Tensor& b, const Tensor& out) override;
   void activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) override;
   void activation_backward(Activation kind, const Tensor& dh, const Tensor& gate, const Tensor& up,
-                           const Output& dgate, const Output& dup) override;
+                           const Output& dgate, const Output& dup, const Output& h) override;
   void gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) override;
   void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                     const Tensor& d_o, const Tensor& dg) override;
+                     const Tensor& d_o, const Tensor& dg, const Output& y) override;
   void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
                        const Tensor& out) override;
   void transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,

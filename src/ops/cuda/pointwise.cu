@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda/curves.cuh"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/produce.cuh"
@@ -48,14 +50,14 @@ struct Gated {
   }
 };
 
-/// d u curve'(g), and d curve(g).
+/// d u curve'(g), and d curve(g); with a third result, that of Gated.
 template <typename T>
 struct GatedBackward {
   static constexpr int kOperands = 3;
   Curve curve;
   Matrix<T> d, g, u;
-  template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[2][N]) const {
+  template <int kResults, int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[kResults][N]) const {
     float dy[N], x[N], y[N];
     d.load(m, n, dy);
     g.load(m, n, x);
@@ -65,23 +67,28 @@ struct GatedBackward {
       const ValueAndSlope at = evaluate(curve, x[i]);
       result[0][i] = dy[i] * y[i] * at.slope;
       result[1][i] = dy[i] * at.value;
+      if constexpr (kResults == 3) result[2][i] = at.value * y[i];
     }
   }
 };
 
-/// d curve'(g).
+/// d curve'(g); with a second result, that of Gated without u.
 template <typename T>
 struct CurveBackward {
   static constexpr int kOperands = 2;
   Curve curve;
   Matrix<T> d, g;
-  template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  template <int kResults, int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[kResults][N]) const {
     float dy[N], x[N];
     d.load(m, n, dy);
     g.load(m, n, x);
 #pragma unroll
-    for (int i = 0; i < N; ++i) result[0][i] = dy[i] * evaluate(curve, x[i]).slope;
+    for (int i = 0; i < N; ++i) {
+      const ValueAndSlope at = evaluate(curve, x[i]);
+      result[0][i] = dy[i] * at.slope;
+      if constexpr (kResults == 2) result[1][i] = at.value;
+    }
   }
 };
 
@@ -131,6 +138,34 @@ __global__ void __launch_bounds__(kGateThreads)
   if (inside && lane == 0) *dg.address(m, head) = round_as<T>(sum);
 }
 
+bool is_wanted(const Output& output) {
+  return output.values || output.quantized.defined();
+}
+
+void gated(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y, Stream stream) {
+  with_real(o.dtype(), [&]<typename T>(T) {
+    if (o.cols() == g.cols()) {
+      return produce<T, 1>("gate", Gated<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o)}, {y}, o.rows(),
+                           o.cols(), all_pack({o, g}), stream);
+    }
+    const std::int64_t width = o.cols() / g.cols();
+    produce<T, 1>("gate", HeadGate<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o), width}, {y}, o.rows(),
+                  o.cols(), packs(o) && width % kPack == 0, stream);
+  });
+}
+
+/// `function` gives the results of `outputs` and, after them, of `again`, if that is wanted.
+template <typename T, std::size_t kOutputs, typename F>
+void produce_with(const char* name, const F& function, const std::array<Output, kOutputs>& outputs,
+                  const Output& again, const Tensor& like, bool pack, Stream stream) {
+  if (!is_wanted(again))
+    return produce<T, kOutputs>(name, function, outputs, like.rows(), like.cols(), pack, stream);
+  std::array<Output, kOutputs + 1> all;
+  std::copy(outputs.begin(), outputs.end(), all.begin());
+  all.back() = again;
+  produce<T, kOutputs + 1>(name, function, all, like.rows(), like.cols(), pack, stream);
+}
+
 }  // namespace
 
 void DeviceBackend::cast(const Tensor& x, const Output& output) {
@@ -159,42 +194,36 @@ void DeviceBackend::activation(Activation kind, const Tensor& gate, const Tensor
 }
 
 void DeviceBackend::activation_backward(Activation kind, const Tensor& dh, const Tensor& gate,
-                                        const Tensor& up, const Output& dgate, const Output& dup) {
-  check_activation_backward(kind, dh, gate, up, dgate, dup);
+                                        const Tensor& up, const Output& dgate, const Output& dup,
+                                        const Output& h) {
+  check_activation_backward(kind, dh, gate, up, dgate, dup, h, needs_transposed_fp8());
   with_real(up.dtype(), [&]<typename T>(T) {
     const Matrix<T> d = matrix_of<T>(dh), u = matrix_of<T>(up);
     if (kind == Activation::gelu) {
-      return produce<T, 1>("activation_backward", CurveBackward<T>{Curve::gelu, d, u}, {dup}, up.rows(),
-                           up.cols(), all_pack({dh, up}), stream());
+      return produce_with<T, 1>("activation_backward", CurveBackward<T>{Curve::gelu, d, u}, {dup}, h, up,
+                                all_pack({dh, up}), stream());
     }
-    produce<T, 2>("activation_backward", GatedBackward<T>{curve_of(kind), d, matrix_of<T>(gate), u},
-                  {dgate, dup}, up.rows(), up.cols(), all_pack({dh, gate, up}), stream());
+    produce_with<T, 2>("activation_backward", GatedBackward<T>{curve_of(kind), d, matrix_of<T>(gate), u},
+                       {dgate, dup}, h, up, all_pack({dh, gate, up}), stream());
   });
 }
 
 void DeviceBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) {
   check_gate(o, g, y);
-  with_real(o.dtype(), [&]<typename T>(T) {
-    if (o.cols() == g.cols()) {
-      return produce<T, 1>("gate", Gated<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o)}, {y}, o.rows(),
-                           o.cols(), all_pack({o, g}), stream());
-    }
-    const std::int64_t width = o.cols() / g.cols();
-    produce<T, 1>("gate", HeadGate<T>{curve_of(kind), matrix_of<T>(g), matrix_of<T>(o), width}, {y}, o.rows(),
-                  o.cols(), packs(o) && width % kPack == 0, stream());
-  });
+  gated(kind, o, g, y, stream());
 }
 
 void DeviceBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                                  const Tensor& d_o, const Tensor& dg) {
-  check_gate_backward(dy, o, g, d_o, dg);
+                                  const Tensor& d_o, const Tensor& dg, const Output& y) {
+  check_gate_backward(dy, o, g, d_o, dg, y, needs_transposed_fp8());
   with_real(o.dtype(), [&]<typename T>(T) {
     if (o.cols() == g.cols()) {
-      return produce<T, 2>(
+      return produce_with<T, 2>(
           "gate_backward",
           GatedBackward<T>{curve_of(kind), matrix_of<T>(dy), matrix_of<T>(g), matrix_of<T>(o)},
-          {Output{dg, {}, {}}, Output{d_o, {}, {}}}, o.rows(), o.cols(), all_pack({dy, o, g}), stream());
+          {Output{dg, {}, {}}, Output{d_o, {}, {}}}, y, o, all_pack({dy, o, g}), stream());
     }
+    if (is_wanted(y)) gated(kind, o, g, y, stream());
     const std::int64_t heads = g.cols(), width = o.cols() / heads;
     const bool pack = width % kPack == 0 && all_pack({dy, o, d_o});
     const int lanes = lanes_for(pack ? width / kPack : width);

@@ -12,7 +12,7 @@
 
 namespace quaver::cuda {
 
-/// An Output for device code; null where absent.
+/// An Output for device code; null where absent. Of the bytes of a cast either form may be absent.
 template <typename T>
 struct Sink {
   Matrix<T> values;
@@ -25,7 +25,7 @@ struct Sink {
   std::int32_t
       transposed_packs;  ///< (as a number: no padding) rows of `transposed` may be written 4 bytes at a time
 
-  __device__ bool quantizes() const { return bytes.data != nullptr; }
+  __device__ bool quantizes() const { return scale != nullptr; }
 };
 
 template <typename T>
@@ -198,7 +198,7 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
       if (!sink.quantizes()) continue;
       const std::uint8_t byte = traces[o].cast(sink.format, scales[o], as_float(round_as<T>(results[o][0])));
       if (sink.transposed.data) bytes[o][n * kTilePitch + m] = byte;
-      *sink.bytes.address(tile.row + m, tile.column + n) = byte;
+      if (sink.bytes.data) *sink.bytes.address(tile.row + m, tile.column + n) = byte;
     }
   }
 }
@@ -239,7 +239,9 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
           for (int i = 0; i < 4; ++i) x[i] = as_float(round_as<T>(results[r][o][4 * w + i]));
           written.at[w] = words[o][w][first + r] = traces[o].cast(sink.format, scales[o], x);
         }
-        *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + first + r, column)) = written;
+        if (sink.bytes.data)
+          *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + first + r, column)) =
+              written;
       }
     }
   }
@@ -320,7 +322,7 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
   }
   bool quantizes = false, all_values = true;
   for (const Sink<T>& sink : sinks) {
-    quantizes = quantizes || sink.bytes.data;
+    quantizes = quantizes || sink.scale;
     all_values = all_values && sink.values.data;
   }
   if (!quantizes && all_values) {
@@ -333,7 +335,7 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
   const std::int64_t tiles = tiles_of(rows, cols);
   if (tiles == 0) {
     for (const auto& sink : sinks) {
-      if (sink.bytes.data) launch(name, produce_nothing<T>, {1, 1}, stream, sink);
+      if (sink.scale) launch(name, produce_nothing<T>, {1, 1}, stream, sink);
     }
     return;
   }

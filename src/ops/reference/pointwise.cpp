@@ -69,13 +69,15 @@ void ReferenceBackend::activation(Activation kind, const Tensor& gate, const Ten
 }
 
 void ReferenceBackend::activation_backward(Activation kind, const Tensor& dh, const Tensor& gate,
-                                           const Tensor& up, const Output& dgate, const Output& dup) {
-  check_activation_backward(kind, dh, gate, up, dgate, dup);
+                                           const Tensor& up, const Output& dgate, const Output& dup,
+                                           const Output& h) {
+  check_activation_backward(kind, dh, gate, up, dgate, dup, h, false);
   const RealMatrix d(dh), u(up), g(gate ? gate : up);
-  reference::Producer dgate_out(dgate, up.dtype()), dup_out(dup, up.dtype());
+  reference::Producer dgate_out(dgate, up.dtype()), dup_out(dup, up.dtype()), h_out(h, up.dtype());
   for_elements(up, [&](auto m, auto n) {
-    if (kind == Activation::gelu) return dup_out.store(m, n, d(m, n) * gelu(u(m, n)).slope);
     const Curve act = activation_curve(kind, g(m, n));
+    h_out.store(m, n, kind == Activation::gelu ? act.value : act.value * u(m, n));
+    if (kind == Activation::gelu) return dup_out.store(m, n, d(m, n) * act.slope);
     dup_out.store(m, n, d(m, n) * act.value);
     dgate_out.store(m, n, d(m, n) * u(m, n) * act.slope);
   });
@@ -91,15 +93,17 @@ void ReferenceBackend::gate(GateActivation kind, const Tensor& o, const Tensor& 
 }
 
 void ReferenceBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                                     const Tensor& d_o, const Tensor& dg) {
-  check_gate_backward(dy, o, g, d_o, dg);
+                                     const Tensor& d_o, const Tensor& dg, const Output& y) {
+  check_gate_backward(dy, o, g, d_o, dg, y, false);
   const RealMatrix d(dy), o_of(o), g_of(g), d_o_of(d_o), dg_of(dg);
+  reference::Producer y_out(y, o.dtype());
   const std::int64_t width = o.cols() / g.cols();
   for_elements(g, [&](auto m, auto gate) {
     const Curve act = gate_curve(kind, g_of(m, gate));
     float sum = 0;
     for (std::int64_t n = gate * width; n < (gate + 1) * width; ++n) {
       d_o_of.set(m, n, d(m, n) * act.value);
+      y_out.store(m, n, o_of(m, n) * act.value);
       sum += d(m, n) * o_of(m, n) * act.slope;
     }
     dg_of.set(m, gate, sum);
