@@ -38,7 +38,7 @@ void expect_forward_again(const MatrixCase& c, std::int64_t cols, const Operatio
   for (const auto& backend : all_backends()) {
     if (backend->needs_transposed_fp8() && !suits_devices({empty_matrix(c, cols)})) continue;
     const std::vector<Tensor> alone = host_results(*backend, [&](Backend& b) { return backward(b, {}); });
-    for (const auto [values, quantized] :
+    for (const auto& [values, quantized] :
          {std::pair(true, false), std::pair(false, true), std::pair(true, true)}) {
       const Output first = output_again(c, cols, values, quantized),
                    second = output_again(c, cols, values, quantized);
