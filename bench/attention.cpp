@@ -127,8 +127,8 @@ int main(int argc, char** argv) {
                                     {1, 2048, 12, 3, 64}, {1, 1024, 8, 8, 128}, {1, 2048, 16, 4, 128},
                                     {2, 1024, 6, 6, 96}};
   const std::vector<Dims> of_gpu = {{12, 2048, 16, 4, 128}, {4, 2048, 16, 4, 128}, {1, 2048, 16, 4, 128},
-                                    {1, 512, 16, 4, 128},   {12, 1024, 12, 3, 64}, {32, 2048, 12, 3, 64},
-                                    {12, 2048, 16, 4, 96}};
+                                    {1, 512, 16, 4, 128},   {12, 2048, 32, 8, 64}, {12, 1024, 12, 3, 64},
+                                    {32, 2048, 12, 3, 64},  {1, 512, 12, 3, 64},   {12, 2048, 16, 4, 96}};
   for (const auto& [batch, length, heads, kv_heads, head_dim] : options.backend == "cpu" ? of_cpu : of_gpu) {
     const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
     measure(*backend, {batch, length, length, heads, kv_heads, head_dim, scale}, options);

@@ -148,7 +148,7 @@ class CudaAttentionTest : public ::testing::Test {
     call.row_tiles = c.row_tiles;
     call.warpgroups = c.warpgroups;
     cuda::launch_attention(call, {});
-    const Tensor workspace = reference_->allocate(DType::u8, {cuda::attention_workspace(shape_of(c))});
+    const Tensor workspace = reference_->allocate(DType::u8, {cuda::attention_workspace(call)});
     cuda::launch_attention_backward(
         call, {matrix_of(in.dout), matrix_of(o.dq), matrix_of(o.dk), matrix_of(o.dv), workspace.raw()}, {});
     return results_of(o);
@@ -314,7 +314,7 @@ TEST_F(CudaAttentionTest, LargeScoresStayFinite) {
     const Outputs o = outputs_of(c, in);
     const cuda::AttentionCall call = call_of(shape, in, o.out, o.lse);
     cuda::launch_attention(call, {});
-    const Tensor workspace = reference_->allocate(DType::u8, {cuda::attention_workspace(shape)});
+    const Tensor workspace = reference_->allocate(DType::u8, {cuda::attention_workspace(call)});
     cuda::launch_attention_backward(
         call, {matrix_of(in.dout), matrix_of(o.dq), matrix_of(o.dk), matrix_of(o.dv), workspace.raw()}, {});
     const Results found = results_of(o);
@@ -345,6 +345,22 @@ TEST_F(CudaAttentionTest, Warpgroups) {
   expect_near_reference(of_warpgroups(1, 1, 1, 1, 1, 64));
   expect_near_reference(of_warpgroups(1, 65, 65, 2, 1, 8));
   expect_near_reference(of_warpgroups(1, 129, 150, 1, 1, 128, 37));
+}
+
+// Few tiles of keys: their queries are dealt to several blocks, and some of those get none.
+TEST_F(CudaAttentionTest, PartsOfQueriesOfWarpgroups) {
+  const Case c = of_warpgroups(1, 70, 150, 8, 1, 40, 60);
+  EXPECT_EQ(cuda::key_gradient_parts(shape_of(c)), 4);
+  expect_near_reference(c);
+  expect_near_reference(of_warpgroups(1, 40, 70, 4, 1, 128));
+}
+
+TEST(CudaAttentionParts, FillTheChipWhereTilesAreFew) {
+  EXPECT_EQ(cuda::key_gradient_parts({12, 2048, 2048, 32, 8, 64, 1}), 1);  // 768 blocks
+  EXPECT_EQ(cuda::key_gradient_parts({4, 2048, 2048, 16, 4, 128, 1}), 1);  // 128 blocks
+  EXPECT_EQ(cuda::key_gradient_parts({1, 2048, 2048, 16, 4, 128, 1}), 4);  // 32 blocks
+  EXPECT_EQ(cuda::key_gradient_parts({1, 512, 512, 12, 3, 64, 1}), 5);     // 6 blocks of 20 steps
+  EXPECT_EQ(cuda::key_gradient_parts({1, 1, 1, 1, 1, 64, 1}), 1);
 }
 
 TEST_F(SlowCudaAttentionTest, WarpgroupsOfAnyLengthGroupAndHeadSize) {
@@ -386,7 +402,8 @@ TEST_F(CudaAttentionTest, NanReachesOnlyRowsThatSeeIt) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (Case c :
        {Case{DType::f32, 1, 100, 100, 2, 1, 16, 40}, Case{DType::bf16, 1, 100, 100, 2, 1, 16, 40, false, 1},
-        Case{DType::bf16, 1, 100, 100, 2, 1, 40, 40, true, 2}, of_warpgroups(1, 100, 100, 2, 1, 64, 40)}) {
+        Case{DType::bf16, 1, 100, 100, 2, 1, 40, 40, true, 2}, of_warpgroups(1, 100, 100, 2, 1, 64, 40),
+        of_warpgroups(1, 100, 100, 4, 1, 64, 40)}) {
     const Inputs in = inputs_of(c);
     const auto poison = [&](const Tensor& matrix, std::int64_t row, float value) {
       const std::vector<float> values(static_cast<std::size_t>(matrix.cols()), value);

@@ -92,7 +92,7 @@ class OwnAttentionLibrary final : public cuda::AttentionLibrary {
   std::string describe() const override { return "emulated library"; }
   std::optional<std::int64_t> workspace(const cuda::AttentionCall& call,
                                         const cuda::AttentionGradients* gradients) override {
-    return gradients ? cuda::attention_workspace(call.shape) : 0;
+    return gradients ? cuda::attention_workspace(call) : 0;
   }
   void run(const cuda::AttentionCall& call, const cuda::AttentionGradients* gradients,
            void* memory) override {

@@ -162,11 +162,15 @@ void launch_attention(const AttentionCall& call, Stream stream) {
   forward_tiles<1>(call, stream);
 }
 
-std::int64_t attention_workspace(const AttentionShape& shape) {
-  const std::int64_t blocks = statistics_blocks(shape);
-  return shape.batch * blocks *
-         (shape.heads * kStatisticsRows * static_cast<std::int64_t>(sizeof(QueryStatistics)) +
-          static_cast<std::int64_t>(sizeof(FirstKeys)));
+std::int64_t attention_workspace(const AttentionCall& call) {
+  const AttentionShape& shape = call.shape;
+  const std::int64_t blocks = shape.batch * statistics_blocks(shape);
+  const std::int64_t parts = call.warpgroups && takes_tiles(call) ? key_gradient_parts(shape) : 1;
+  const std::int64_t sums =
+      parts > 1 ? parts * 2 * shape.batch * shape.key_len * shape.kv_heads * shape.head_dim : 0;
+  return blocks * (shape.heads * static_cast<std::int64_t>(sizeof(StatisticsBlock<kStatisticsRows>)) +
+                   static_cast<std::int64_t>(sizeof(FirstKeys))) +
+         sums * static_cast<std::int64_t>(sizeof(float));
 }
 
 void launch_attention_backward(const AttentionCall& call, const AttentionGradients& gradients,

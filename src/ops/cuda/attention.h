@@ -56,10 +56,14 @@ struct AttentionGradients {
 
 void launch_attention(const AttentionCall& call, Stream stream);
 
-/// Bytes that one backward needs beside its operands: 16 per query and head, 8 per 64 queries.
-std::int64_t attention_workspace(const AttentionShape& shape);
+/// Bytes that one backward needs beside its operands: 12 per query and head, 8 per 64 queries (their number rounded up to
+/// 128), and FP32 sums of dk and dv where several blocks share a tile's queries.
+std::int64_t attention_workspace(const AttentionCall& call);
 
-/// Three kernels: statistics of the queries, then dk and dv, then dq. The last two need only the first, so
+/// Into how many parts the warpgroups' kernel of dk and dv deals each tile's queries; 1 where its blocks fill the chip.
+int key_gradient_parts(const AttentionShape& shape);
+
+/// Three kernels: statistics of the queries, then dk and dv (with few tiles of keys one more, which adds parts), then dq. The last two need only the first, so
 /// they may later run side by side.
 void launch_attention_backward(const AttentionCall& call, const AttentionGradients& gradients, Stream stream);
 

@@ -35,24 +35,26 @@ AttentionArguments<T> arguments_of(const AttentionCall& call, bool aligned) {
 }
 
 inline int statistics_blocks(const AttentionShape& shape) {
-  return blocks_of(shape.query_len, kStatisticsRows);
+  return 2 * blocks_of(shape.query_len, 2 * kStatisticsRows);
 }
 
-inline Workspace workspace_of(const AttentionShape& shape, void* memory) {
-  auto* statistics = static_cast<QueryStatistics*>(memory);
+/// `key_parts`: of the kernel of dk and dv (Workspace).
+inline Workspace workspace_of(const AttentionShape& shape, int key_parts, void* memory) {
+  auto* statistics = static_cast<StatisticsBlock<kStatisticsRows>*>(memory);
   const int blocks = statistics_blocks(shape);
-  return {statistics,
-          reinterpret_cast<FirstKeys*>(statistics + shape.batch * shape.heads * blocks * kStatisticsRows),
-          blocks};
+  auto* first_keys = reinterpret_cast<FirstKeys*>(statistics + shape.batch * shape.heads * blocks);
+  return {statistics, first_keys, blocks, reinterpret_cast<float*>(first_keys + shape.batch * blocks),
+          key_parts};
 }
 
 template <typename T>
-GradientArguments<T> gradient_arguments(const AttentionShape& shape, const AttentionGradients& gradients) {
+GradientArguments<T> gradient_arguments(const AttentionShape& shape, const AttentionGradients& gradients,
+                                        int key_parts = 1) {
   return {.dout = rows_of<const T>(gradients.dout),
           .dq = rows_of<T>(gradients.dq),
           .dk = rows_of<T>(gradients.dk),
           .dv = rows_of<T>(gradients.dv),
-          .workspace = workspace_of(shape, gradients.workspace)};
+          .workspace = workspace_of(shape, key_parts, gradients.workspace)};
 }
 
 // The kernels of warpgroups (attention_warpgroup.cuh), for operands on 16 bytes and positive scales; backward after the

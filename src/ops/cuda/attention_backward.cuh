@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kAttentionThreads)
   auto* first_keys = static_cast<int*>(dynamic_shared_memory());
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int block = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
-  QueryStatistics* const statistics =
-      gradients.workspace.of(batch, args.heads, head) + block * kStatisticsRows;
+  StatisticsBlock<kStatisticsRows>& statistics =
+      *gradients.workspace.block(batch, args.heads, head, block * kStatisticsRows);
   for (int row = thread / kRowLanes; row < kStatisticsRows; row += kAttentionThreads / kRowLanes) {
     const int query = block * kStatisticsRows + row;
     const std::int64_t at = static_cast<std::int64_t>(batch) * args.query_len + query;
@@ -55,8 +55,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
     for (int step = kRowLanes / 2; step > 0; step /= 2)
       found.delta += __shfl_xor_sync(kAllLanes, found.delta, step);
     if (thread % kRowLanes == 0) {
-      statistics[row] = found;
-      first_keys[row] = found.keys.first;
+      statistics.lse[row] = found.lse;
+      statistics.delta[row] = found.keys.first <= found.keys.last ? found.delta : 0;
+      statistics.first[row] = first_keys[row] = found.keys.first;
     }
   }
   __syncthreads();
@@ -68,8 +69,8 @@ __global__ void __launch_bounds__(kAttentionThreads)
 }
 
 /// exp(score - lse), of a product of q and k.
-__device__ inline float probability(float product, float scale_log2, const QueryStatistics& query) {
-  return power_of_two(fmaf(product, scale_log2, -query.lse));
+__device__ inline float probability(float product, float scale_log2, float lse) {
+  return power_of_two(fmaf(product, scale_log2, -lse));
 }
 
 }  // namespace quaver::cuda

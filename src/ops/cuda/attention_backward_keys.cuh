@@ -15,28 +15,43 @@ struct KeyGradientTiles {
   static_assert(kStatisticsRows % kQueries == 0);
   struct Queries {
     bf16 q[kQueries * kPadded<kWidth>], dout[kQueries * kPadded<kWidth>];
-    QueryStatistics statistics[kQueries];
+    StatisticsBlock<kQueries> statistics;
   };
   bf16 k[kKeys * kPadded<kWidth>], v[kKeys * kPadded<kWidth>];
   Queries queries[2];
 };
 
-/// The blocks of queries that see some of a block of keys, for one head after another.
+/// The blocks of queries that see some of a block of keys, for one head after another; every `stride`-th of them.
 template <int kQueries>
 struct QueryWalk {
   const FirstKeys* first_keys;  ///< of the sequence
   int first_query, query_len, end_head, last_key;
-  int head, query;
+  int head, query, stride = 1;
 
   __device__ bool done() const { return head >= end_head; }
-  __device__ const FirstKeys& first() const { return first_keys[query / kStatisticsRows]; }
+  __device__ FirstKeys first() const {
+    FirstKeys found = first_keys[query / kStatisticsRows];
+    for (int block = 1; block < kQueries / kStatisticsRows; ++block) {
+      const FirstKeys& more = first_keys[query / kStatisticsRows + block];
+      found = {min(found.smallest, more.smallest), max(found.largest, more.largest)};
+    }
+    return found;
+  }
+  /// At a block that exists, after `done`.
+  __device__ void stay_at_start() {
+    head = end_head - 1;
+    query = 0;
+  }
   /// Moves on from blocks that see nothing.
   __device__ void settle() {
     while (!done() && (query >= query_len || first().smallest > last_key)) advance();
   }
-  __device__ void next() {
-    advance();
-    settle();
+  __device__ void next() { skip(stride); }
+  __device__ void skip(int blocks) {
+    for (int i = 0; i < blocks; ++i) {
+      advance();
+      settle();
+    }
   }
 
  private:
@@ -49,20 +64,21 @@ struct QueryWalk {
 };
 
 /// Products become probabilities, and dp the gradient of the scores, but for the factor `scale`; 0 for
-/// queries that do not see the key, whatever was computed.
+/// queries that do not see the key, whatever was computed. `last_key` is the last that the block's first query sees.
 template <int kRowTiles, int kColumns>
 __device__ void differentiate_columns(Accumulators<kRowTiles, kColumns>& products,
                                       Accumulators<kRowTiles, kColumns>& dp,
-                                      const QueryStatistics* statistics, float scale_log2, int key,
-                                      bool masked, int lane) {
+                                      const StatisticsBlock<8 * kColumns>& statistics, float scale_log2,
+                                      int key, int last_key, bool masked, int lane) {
   for_elements(products, [&](int i, int j, int e, float& p) {
-    const QueryStatistics& query = statistics[8 * j + column_in_piece(lane, e)];
-    p = probability(p, scale_log2, query);
-    dp.at[i][j][e] = p * (dp.at[i][j][e] - query.delta);
+    const int query = 8 * j + column_in_piece(lane, e);
+    p = probability(p, scale_log2, statistics.lse[query]);
+    dp.at[i][j][e] = p * (dp.at[i][j][e] - statistics.delta[query]);
   });
   if (!masked) return;
   for_elements(products, [&](int i, int j, int e, float& p) {
-    if (statistics[8 * j + column_in_piece(lane, e)].keys.holds(key + 16 * i + row_in_piece(lane, e))) return;
+    const int query = 8 * j + column_in_piece(lane, e);
+    if (statistics.of(query, last_key + query).keys.holds(key + 16 * i + row_in_piece(lane, e))) return;
     p = dp.at[i][j][e] = 0;
   });
 }
@@ -92,10 +108,14 @@ __global__ void __launch_bounds__(kAttentionThreads)
     };
     load(to.q, args.q);
     load(to.dout, gradients.dout);
-    if (thread < kQueries) {
-      copy_16_bytes(to.statistics + thread, gradients.workspace.of(batch, args.heads, head) + query + thread,
-                    true);
-    }
+    const auto load_statistics = [&](auto& part, const auto& from) {
+      constexpr int kPart = kQueries / 4;  // of 4 queries: 16 bytes
+      if (thread < kPart) copy_16_bytes(part + 4 * thread, from + query % kStatisticsRows + 4 * thread, true);
+    };
+    const auto& statistics = *gradients.workspace.block(batch, args.heads, head, query);
+    load_statistics(to.statistics.lse, statistics.lse);
+    load_statistics(to.statistics.delta, statistics.delta);
+    load_statistics(to.statistics.first, statistics.first);
   };
 
   const int first_query = max(0, key - args.offset()) / kQueries * kQueries;
@@ -117,15 +137,16 @@ __global__ void __launch_bounds__(kAttentionThreads)
     wait_for_copies();
     __syncthreads();
     const auto& queries = tiles.queries[side];
-    const bool masked = walk.first().largest > key || key + kKeys - 1 > args.offset() + walk.query;
+    const int last_key = args.offset() + walk.query;
+    const bool masked = walk.first().largest > key || key + kKeys - 1 > last_key;
     walk.next();
     side = 1 - side;
     if (!walk.done()) load_queries(tiles.queries[side], walk.head, walk.query);
     Accumulators<kRowTiles, kQueries / 8> products, dp;
     multiply_transposed<kWidth>(products, tiles.k + warp_row * kPadded<kWidth>, queries.q, lane);
     multiply_transposed<kWidth>(dp, tiles.v + warp_row * kPadded<kWidth>, queries.dout, lane);
-    differentiate_columns(products, dp, queries.statistics, args.scale * kLog2E, key + warp_row, masked,
-                          lane);
+    differentiate_columns(products, dp, queries.statistics, args.scale * kLog2E, key + warp_row, last_key,
+                          masked, lane);
     multiply<kWidth>(dv, products, queries.dout, lane);
     multiply<kWidth>(dk, dp, queries.q, lane);
   }

@@ -18,9 +18,9 @@ struct QueryGradientTiles {
 
 /// The statistics of a query; of none past the last.
 __device__ inline QueryStatistics statistics_of(const Workspace& workspace, int batch, int heads, int head,
-                                                int query) {
+                                                int query, int last_key) {
   if (query >= workspace.blocks * kStatisticsRows) return {0, 0, kNoKeys};
-  return workspace.of(batch, heads, head)[query];
+  return workspace.of(batch, heads, head, query, last_key);
 }
 
 /// Over queries [query, query + kQueries).
@@ -45,7 +45,7 @@ __device__ void differentiate_rows(const Accumulators<kRowTiles, kColumns>& prod
                                    int key, bool masked, int lane) {
   for_elements(dp, [&](int i, int j, int e, float& gradient) {
     const QueryStatistics& query = statistics[i][e / 2];
-    gradient = probability(products.at[i][j][e], scale_log2, query) * (gradient - query.delta);
+    gradient = probability(products.at[i][j][e], scale_log2, query.lse) * (gradient - query.delta);
   });
   if (!masked) return;
   for_elements(dp, [&](int i, int j, int e, float& gradient) {
@@ -78,8 +78,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
   QueryStatistics statistics[kRowTiles][2];
   for_rows<kRowTiles>([&](int i, int half) {
-    statistics[i][half] = statistics_of(gradients.workspace, batch, args.heads, head,
-                                        query + warp_row + 16 * i + row_in_piece(lane, 2 * half));
+    const int of_row = query + warp_row + 16 * i + row_in_piece(lane, 2 * half);
+    statistics[i][half] =
+        statistics_of(gradients.workspace, batch, args.heads, head, of_row, args.offset() + of_row);
   });
   const FirstKeys first = first_keys_of_block<kQueries>(gradients.workspace, batch, query);
   const int begin = first.smallest / kKeys * kKeys, end = args.offset() + query + rows;

@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kWarpgroupBlock, 1)
     auto& tiles = *static_cast<Tiles*>(dynamic_shared_memory());
     const int thread = threadIdx.x % kWarpgroupThreads, warpgroup = warpgroup_of_thread();
     const int head = blockIdx.y, batch = blockIdx.z;
-    const TilePair pair = tile_pair((args.query_len + kWarpgroupTile - 1) / kWarpgroupTile);
+    const TilePair pair = tile_pair((args.query_len + kWarpgroupTile - 1) / kWarpgroupTile, blockIdx.x);
     if (threadIdx.x == 0) {
       begin_barrier(tiles.q_full[0], 1);
       begin_barrier(tiles.q_full[1], 1);

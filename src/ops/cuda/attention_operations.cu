@@ -100,7 +100,7 @@ void DeviceBackend::attention_backward(const AttentionShape& shape, const Tensor
   const AttentionCall call = call_of(shape, q, k, v, first_key, out, lse, runtime_->has_warpgroup_products());
   AttentionGradients gradients{matrix(dout), matrix(dq), matrix(dk), matrix(dv)};
   if (attend_in_library(call, &gradients)) return;
-  const Tensor workspace = allocate(DType::u8, {attention_workspace(shape)});
+  const Tensor workspace = allocate(DType::u8, {attention_workspace(call)});
   gradients.workspace = workspace.raw();
   launch_attention_backward(call, gradients, stream());
 }

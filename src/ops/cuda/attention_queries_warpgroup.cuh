@@ -106,8 +106,9 @@ __device__ void consume_keys(WarpgroupQueryTiles<kWidth>& tiles, const Attention
     const KeySpan span = keys_of_queries<kKeys>(args, gradients.workspace, batch, pair.at(t));
     QueryStatistics statistics[1][2];
     for_rows<1>([&](int i, int half) {
-      statistics[i][half] = statistics_of(gradients.workspace, batch, args.heads, head,
-                                          span.query + warp_row + row_in_piece(lane, 2 * half));
+      const int query = span.query + warp_row + row_in_piece(lane, 2 * half);
+      statistics[i][half] =
+          statistics_of(gradients.workspace, batch, args.heads, head, query, args.offset() + query);
     });
     Accumulators<1, kWidth / 8> dq;
     wait_for_buffer(&tiles.query_buffer, queries_at);
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kWarpgroupBlock, 1)
     auto& tiles = *static_cast<Tiles*>(dynamic_shared_memory());
     const int thread = threadIdx.x % kWarpgroupThreads, warpgroup = warpgroup_of_thread();
     const int head = blockIdx.y, batch = blockIdx.z;
-    const TilePair pair = tile_pair((args.query_len + kWarpgroupTile - 1) / kWarpgroupTile);
+    const TilePair pair = tile_pair((args.query_len + kWarpgroupTile - 1) / kWarpgroupTile, blockIdx.x);
     if (threadIdx.x == 0) {
       begin_buffers(&tiles.query_buffer, 1);
       begin_buffers(tiles.k_buffers, Tiles::kStages);

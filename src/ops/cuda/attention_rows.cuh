@@ -53,10 +53,22 @@ __device__ KeyRange visible_keys(const AttentionArguments<T>& args, int batch, i
 }
 
 /// What backward knows of a query and head. A tile's rows past the last query see no key.
-struct alignas(16) QueryStatistics {
+struct QueryStatistics {
   float lse;    ///< in units of log2
-  float delta;  ///< the sum of dout * out
+  float delta;  ///< the sum of dout * out; 0 of a query that sees no key
   KeyRange keys;
+};
+
+/// The statistics of kRows queries, apart, so that neighbours are read at once.
+template <int kRows>
+struct alignas(16) StatisticsBlock {
+  float lse[kRows], delta[kRows];
+  int first[kRows];  ///< key that is seen; INT_MAX past the last query
+
+  /// Of row `row`, whose last key is `last`.
+  __device__ QueryStatistics of(int row, int last) const {
+    return {lse[row], delta[row], {first[row], last}};
+  }
 };
 
 /// The smallest and the largest first_key of kStatisticsRows queries (rows past the end: as if INT_MAX in
@@ -66,15 +78,22 @@ struct alignas(8) FirstKeys {
   int smallest, largest;
 };
 
-/// Backward's workspace: [batch, heads, blocks * kStatisticsRows] statistics, then [batch, blocks] first
-/// keys.
+/// Backward's workspace: [batch, heads, blocks] statistics, [batch, blocks] first keys, then, if parts > 1, sums of
+/// the parts into which the queries of dk and dv are dealt: [parts, dk and dv, batch * key_len, kv_heads * head_dim].
 struct Workspace {
-  QueryStatistics* statistics;
+  StatisticsBlock<kStatisticsRows>* statistics;
   FirstKeys* first_keys;
-  std::int64_t blocks;  ///< of kStatisticsRows queries of one sequence; of this size: no padding
+  std::int64_t
+      blocks;  ///< of kStatisticsRows queries of one sequence, an even number; of this size: no padding
+  float* key_sums;
+  std::int64_t parts;
 
-  __device__ QueryStatistics* of(int batch, int heads, int head) const {
-    return statistics + (static_cast<std::int64_t>(batch) * heads + head) * blocks * kStatisticsRows;
+  /// The block that begins with query `query`.
+  __device__ StatisticsBlock<kStatisticsRows>* block(int batch, int heads, int head, int query) const {
+    return statistics + (static_cast<std::int64_t>(batch) * heads + head) * blocks + query / kStatisticsRows;
+  }
+  __device__ QueryStatistics of(int batch, int heads, int head, int query, int last_key) const {
+    return block(batch, heads, head, query)->of(query % kStatisticsRows, last_key);
   }
   __device__ FirstKeys* first_keys_of(int batch) const {
     return first_keys + static_cast<std::int64_t>(batch) * blocks;

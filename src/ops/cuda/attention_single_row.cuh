@@ -99,7 +99,8 @@ __device__ void differentiate_query(const AttentionArguments<T>& args, const Gra
   const T* dout = head_rows(gradients.dout, row, head, args.head_dim).data;
   const auto k = head_rows(args.k, key_row, args.kv_head(head), args.head_dim);
   const auto v = head_rows(args.v, key_row, args.kv_head(head), args.head_dim);
-  const QueryStatistics statistics = gradients.workspace.of(batch, args.heads, head)[query];
+  const QueryStatistics statistics =
+      gradients.workspace.of(batch, args.heads, head, query, args.offset() + query);
 
   LaneRow<kColumns> dq;
   for (int key = statistics.keys.first; key <= statistics.keys.last && !is_lost(dq, args.head_dim, lane);
@@ -131,15 +132,18 @@ __device__ void differentiate_key(const AttentionArguments<T>& args, const Gradi
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     const auto q = head_rows(args.q, query_row, head, args.head_dim);
     const auto dout = head_rows(gradients.dout, query_row, head, args.head_dim);
-    const QueryStatistics* const statistics = gradients.workspace.of(batch, args.heads, head);
     for (int query = max(0, key - args.offset()); query < args.query_len; query += 32) {
       if (is_lost(dk, args.head_dim, lane) && is_lost(dv, args.head_dim, lane)) break;
       ScalarGradient of_lane{0, 0};
       bool seen = false;
-      if (query + lane < args.query_len && statistics[query + lane].keys.holds(key)) {
-        seen = true;
-        of_lane = differentiate(q.from(query + lane).data, dout.from(query + lane).data, k, v,
-                                statistics[query + lane], args.scale, args.head_dim);
+      const int of = query + lane;
+      if (of < args.query_len) {
+        const QueryStatistics statistics =
+            gradients.workspace.of(batch, args.heads, head, of, args.offset() + of);
+        seen = statistics.keys.holds(key);
+        if (seen)
+          of_lane =
+              differentiate(q.from(of).data, dout.from(of).data, k, v, statistics, args.scale, args.head_dim);
       }
       const unsigned seeing = __ballot_sync(kAllLanes, seen);
       for (int i = 0; i < 32; ++i) {

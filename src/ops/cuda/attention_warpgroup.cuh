@@ -24,9 +24,8 @@ struct TilePair {
   __device__ int count() const { return first == second ? 1 : 2; }
   __device__ int at(int i) const { return i == 0 ? first : second; }
 };
-__device__ inline TilePair tile_pair(int tiles) {
-  const int x = static_cast<int>(blockIdx.x);
-  return {tiles - 1 - x, x};
+__device__ inline TilePair tile_pair(int tiles, int pair) {
+  return {tiles - 1 - pair, pair};
 }
 
 /// Counts the uses of a ring of kStages buffers.
