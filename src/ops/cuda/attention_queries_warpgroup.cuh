@@ -18,7 +18,7 @@ struct WarpgroupQueryTiles {
 template <int kWidth>
 using KeyRing = RingPosition<WarpgroupQueryTiles<kWidth>::kStages>;
 
-/// The keys of a tile of queries: [begin, end).
+/// The keys of a tile of queries: [begin, end), at least one, whether seen or not.
 struct KeySpan {
   int query, rows, begin, end;
   FirstKeys first;
@@ -28,7 +28,8 @@ __device__ KeySpan keys_of_queries(const AttentionArguments<bf16>& args, const W
                                    int batch, int tile) {
   const int query = tile * kWarpgroupTile, rows = min(kWarpgroupTile, args.query_len - query);
   const FirstKeys first = first_keys_of_block<kWarpgroupTile>(workspace, batch, query);
-  return {query, rows, first.smallest / kKeys * kKeys, args.offset() + query + rows, first};
+  const int end = args.offset() + query + rows;
+  return {query, rows, min(first.smallest, end - 1) / kKeys * kKeys, end, first};
 }
 
 /// By one thread.
@@ -55,8 +56,22 @@ __device__ void produce_keys(WarpgroupQueryTiles<kWidth>& tiles, const Attention
   }
 }
 
-/// The loop over the keys of one tile of queries, by one consumer; span.begin < span.end. Nothing is carried from one step
-/// to the next but the sum: the consumers take turns by themselves, and steps of 64 keys that overlap were slower.
+/// Products become probabilities; 0 for keys from `key` on that are not seen.
+template <int kColumns>
+__device__ void probabilities_of_rows(Accumulators<1, kColumns>& products,
+                                      const QueryStatistics (&statistics)[1][2], float scale_log2, int key,
+                                      bool masked, int lane) {
+  for_elements(products,
+               [&](int, int, int e, float& p) { p = probability(p, scale_log2, statistics[0][e / 2].lse); });
+  if (!masked) return;
+  for_elements(products, [&](int, int j, int e, float& p) {
+    if (!statistics[0][e / 2].keys.holds(key + 8 * j + column_in_piece(lane, e))) p = 0;
+  });
+}
+
+/// The loop over the keys of one tile of queries, by one consumer. The tensor cores get the next step's products of k
+/// right behind this step's of ds, and those of v before the first are ended: they run while probabilities are computed.
+/// The gradient of what is not seen is 0 times a number, or the row becomes NaN and is computed again.
 template <int kWidth>
 __device__ void sum_over_keys(WarpgroupQueryTiles<kWidth>& tiles, const AttentionArguments<bf16>& args,
                               const KeySpan& span, const SharedRows& q, const SharedRows& dout,
@@ -64,33 +79,53 @@ __device__ void sum_over_keys(WarpgroupQueryTiles<kWidth>& tiles, const Attentio
                               Accumulators<1, kWidth / 8>& dq, int lane) {
   constexpr int kKeys = WarpgroupQueryTiles<kWidth>::kKeys, kPieces = kKeys / 8;
   const float scale_log2 = args.scale * kLog2E;
+  // The same in every lane, as the compiler must see to keep products running across branches.
+  const int begin = __shfl_sync(kAllLanes, span.begin, 0);
   Accumulators<1, kPieces> products, dp;
   PackedRows<kPieces> ds;
-  const auto k_at = [&] { return SharedRows{tiles.k[at.stage()], kKeys}; };
-  const auto v_at = [&] { return SharedRows{tiles.v[at.stage()], kKeys}; };
+  const auto keys_at = [&](auto& buffers) { return SharedRows{buffers[at.stage()], kKeys}; };
 
-  for (int key = span.begin; key < span.end; key += kKeys) {
+  wait_for_buffer(tiles.k_buffers, at);
+  wait_for_buffer(tiles.v_buffers, at);
+  begin_products();
+  start_multiply_transposed<kWidth>(products, q, keys_at(tiles.k));
+  end_group();
+  start_multiply_transposed<kWidth>(dp, dout, keys_at(tiles.v));
+  end_group();
+  for (int key = begin;; key += kKeys) {
+    const bool masked = key < span.first.largest || key + kKeys - 1 > args.offset() + span.query;
+    wait_for_groups<1>();
+    products_have_ended(products);
+    probabilities_of_rows(products, statistics, scale_log2, key, masked, lane);
+    wait_for_groups<0>();
+    products_have_ended(dp);
+    release_buffer(tiles.v_buffers, at, lane);
+    for_elements(dp, [&](int i, int j, int e, float& gradient) {
+      gradient = products.at[i][j][e] * (gradient - statistics[i][e / 2].delta);
+    });
+    ds.pack(dp);
+    begin_products();
+    start_multiply_packed<kWidth>(dq, ds, keys_at(tiles.k));
+    end_group();
+    if (key + kKeys >= span.end) break;
+    const auto last = at;
+    at.next();
     wait_for_buffer(tiles.k_buffers, at);
     wait_for_buffer(tiles.v_buffers, at);
     begin_products();
-    start_multiply_transposed<kWidth>(products, q, k_at());
-    start_multiply_transposed<kWidth>(dp, dout, v_at());
+    start_multiply_transposed<kWidth>(products, q, keys_at(tiles.k));
     end_group();
-    wait_for_groups<0>();
-    products_have_ended(products);
-    products_have_ended(dp);
-    release_buffer(tiles.v_buffers, at, lane);
-    const bool masked = key < span.first.largest || key + kKeys - 1 > args.offset() + span.query;
-    differentiate_rows(products, dp, statistics, scale_log2, key, masked, lane);
-    ds.pack(dp);
-    begin_products();
-    start_multiply_packed<kWidth>(dq, ds, k_at());
-    end_group();
-    wait_for_groups<0>();
+    wait_for_groups<1>();
     products_have_ended(dq);
-    release_buffer(tiles.k_buffers, at, lane);
-    at.next();
+    release_buffer(tiles.k_buffers, last, lane);
+    begin_products();
+    start_multiply_transposed<kWidth>(dp, dout, keys_at(tiles.v));
+    end_group();
   }
+  wait_for_groups<0>();
+  products_have_ended(dq);
+  release_buffer(tiles.k_buffers, at, lane);
+  at.next();
 }
 
 template <int kWidth>
@@ -112,10 +147,8 @@ __device__ void consume_keys(WarpgroupQueryTiles<kWidth>& tiles, const Attention
     });
     Accumulators<1, kWidth / 8> dq;
     wait_for_buffer(&tiles.query_buffer, queries_at);
-    if (span.begin < span.end) {
-      sum_over_keys<kWidth>(tiles, args, span, {tiles.q + own, kWarpgroupTile},
-                            {tiles.dout + own, kWarpgroupTile}, statistics, at, dq, lane);
-    }
+    sum_over_keys<kWidth>(tiles, args, span, {tiles.q + own, kWarpgroupTile},
+                          {tiles.dout + own, kWarpgroupTile}, statistics, at, dq, lane);
     release_buffer(&tiles.query_buffer, queries_at, lane);
 
     const std::int64_t row = static_cast<std::int64_t>(batch) * args.query_len + span.query + warp_row;
