@@ -62,11 +62,17 @@ void forward_scalar(const AttentionCall& call, Stream stream) {
 
 template <typename T>
 void statistics(const AttentionCall& call, const AttentionGradients& gradients, Stream stream) {
-  launch("attention_statistics", attention_statistics<T>,
-         shape_of(statistics_blocks(call.shape), call.shape.heads, call.shape.batch,
-                  kStatisticsRows * sizeof(int)),
-         stream, arguments_of<T>(call, all_aligned(call.shape, {call.out, gradients.dout})),
-         gradient_arguments<T>(call.shape, gradients));
+  const auto launch_with = [&](auto row_lanes) {
+    launch("attention_statistics", attention_statistics<T, row_lanes()>,
+           shape_of(statistics_blocks(call.shape), call.shape.heads, call.shape.batch,
+                    kStatisticsRows * sizeof(int)),
+           stream, arguments_of<T>(call, all_aligned(call.shape, {call.out, gradients.dout})),
+           gradient_arguments<T>(call.shape, gradients));
+  };
+  static_assert(kWidestHead <= 32 * kPieceElements);
+  if (call.shape.head_dim <= 8 * kPieceElements) return launch_with(std::integral_constant<int, 8>());
+  if (call.shape.head_dim <= 16 * kPieceElements) return launch_with(std::integral_constant<int, 16>());
+  launch_with(std::integral_constant<int, 32>());
 }
 
 /// Two tiles of rows per warp read the other side half as often, and one makes twice as many blocks: two

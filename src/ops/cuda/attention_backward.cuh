@@ -5,59 +5,73 @@
 
 namespace quaver::cuda {
 
-constexpr int kRowLanes = 16, kPieceElements = 8;
+constexpr int kPieceElements = 8;
 template <typename T>
 struct alignas(16) Piece {
   T at[kPieceElements];
 };
 
-/// A lane's share of the sum of a[d] * b[d]: pieces of 8 elements, kRowLanes lanes apart. `aligned`: each lies on 16
-/// bytes.
+/// The elements of a row of `width` from `begin` on, zeros past its end. `aligned`: they lie on 16 bytes.
 template <typename T>
-__device__ float share_of_dot(const T* a, const T* b, int width, bool aligned, int lane_of_row) {
-  float sum = 0;
-  for (int begin = kPieceElements * lane_of_row; begin < width; begin += kPieceElements * kRowLanes) {
-    Piece<T> left, right;
-    if (aligned) {
-      left = *reinterpret_cast<const Piece<T>*>(a + begin);
-      right = *reinterpret_cast<const Piece<T>*>(b + begin);
-    } else {
-      for (int d = 0; d < kPieceElements; ++d) {
-        left.at[d] = begin + d < width ? a[begin + d] : T{};
-        right.at[d] = begin + d < width ? b[begin + d] : T{};
-      }
-    }
-#pragma unroll
-    for (int d = 0; d < kPieceElements; ++d) sum += as_float(left.at[d]) * as_float(right.at[d]);
+__device__ Piece<T> load_piece(const T* row, int begin, int width, bool aligned) {
+  Piece<T> piece{};
+  if (aligned) {
+    if (begin < width) piece = *reinterpret_cast<const Piece<T>*>(row + begin);
+    return piece;
   }
+  for (int d = 0; d < kPieceElements && begin + d < width; ++d) piece.at[d] = row[begin + d];
+  return piece;
+}
+
+template <typename T>
+__device__ float dot(const Piece<T>& a, const Piece<T>& b) {
+  float sum = 0;
+#pragma unroll
+  for (int d = 0; d < kPieceElements; ++d) sum += as_float(a.at[d]) * as_float(b.at[d]);
   return sum;
 }
 
-/// Statistics of kStatisticsRows queries of one head; grid: blocks of queries, heads, sequences.
-template <typename T>
+/// Statistics of kStatisticsRows queries of one head; grid: blocks of queries, heads, sequences. A row's lanes take a
+/// piece each: head_dim <= kRowLanes * kPieceElements. Reads of kRows rows of a thread are started before the first is used.
+template <typename T, int kRowLanes>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_statistics(AttentionArguments<T> args, GradientArguments<T> gradients) {
+  constexpr int kRowsApart = kAttentionThreads / kRowLanes, kRows = 4;
+  static_assert(kStatisticsRows % (kRows * kRowsApart) == 0);
   auto* first_keys = static_cast<int*>(dynamic_shared_memory());
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int block = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const std::int64_t sequence = static_cast<std::int64_t>(batch) * args.query_len;
   StatisticsBlock<kStatisticsRows>& statistics =
       *gradients.workspace.block(batch, args.heads, head, block * kStatisticsRows);
-  for (int row = thread / kRowLanes; row < kStatisticsRows; row += kAttentionThreads / kRowLanes) {
-    const int query = block * kStatisticsRows + row;
-    const std::int64_t at = static_cast<std::int64_t>(batch) * args.query_len + query;
-    QueryStatistics found{0, 0, visible_keys(args, batch, query)};
-    if (query < args.query_len) {
-      found.delta = share_of_dot<T>(head_rows(gradients.dout, at, head, args.head_dim).data,
-                                    head_rows(args.out, at, head, args.head_dim).data, args.head_dim,
-                                    args.aligned, thread % kRowLanes);
-      found.lse = kLog2E * args.lse[at * args.lse_stride + head];
-    }
-    for (int step = kRowLanes / 2; step > 0; step /= 2)
-      found.delta += __shfl_xor_sync(kAllLanes, found.delta, step);
-    if (thread % kRowLanes == 0) {
-      statistics.lse[row] = found.lse;
-      statistics.delta[row] = found.keys.first <= found.keys.last ? found.delta : 0;
-      statistics.first[row] = first_keys[row] = found.keys.first;
+  for (int begin = thread / kRowLanes; begin < kStatisticsRows; begin += kRows * kRowsApart) {
+    const auto query_of = [&](int i) { return block * kStatisticsRows + begin + i * kRowsApart; };
+    float delta[kRows];
+    const auto multiply_rows = [&](bool aligned) {
+      Piece<T> left[kRows], right[kRows];
+      const int column = thread % kRowLanes * kPieceElements;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const std::int64_t at = sequence + query_of(i);
+        const int width = query_of(i) < args.query_len ? args.head_dim : 0;
+        left[i] = load_piece(head_rows(gradients.dout, at, head, args.head_dim).data, column, width, aligned);
+        right[i] = load_piece<T>(head_rows(args.out, at, head, args.head_dim).data, column, width, aligned);
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) delta[i] = dot(left[i], right[i]);
+    };
+    args.aligned ? multiply_rows(true) : multiply_rows(false);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      for (int step = kRowLanes / 2; step > 0; step /= 2)
+        delta[i] += __shfl_xor_sync(kAllLanes, delta[i], step);
+      if (thread % kRowLanes != 0) continue;
+      const int row = begin + i * kRowsApart, query = query_of(i);
+      const KeyRange keys = visible_keys(args, batch, query);
+      const bool inside = query < args.query_len;
+      statistics.lse[row] = inside ? kLog2E * args.lse[(sequence + query) * args.lse_stride + head] : 0;
+      statistics.delta[row] = keys.first <= keys.last ? delta[i] : 0;
+      statistics.first[row] = first_keys[row] = keys.first;
     }
   }
   __syncthreads();
