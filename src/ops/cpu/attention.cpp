@@ -128,11 +128,13 @@ void CpuBackend::attention(const AttentionShape& shape, const Tensor& q, const T
   const Tensor packed = allocate(DType::f32, {groups * packed_size});
   const Tensor scratch = allocate(DType::f32, {threads_.count() * scratch_size});
 
-  threads_.for_each(groups, [&](std::int64_t group) {
-    const std::int64_t row = group / shape.kv_heads * shape.key_len,
-                       column = group % shape.kv_heads * shape.head_dim;
-    kernels.pack(any, head_matrix(k, row, column), head_matrix(v, row, column),
-                 packed.data<float>() + group * packed_size);
+  threads_.for_each(2 * groups, [&](std::int64_t item) {
+    const std::int64_t group = item / 2;
+    const bool values = item % 2 != 0;
+    const HeadMatrix matrix = head_matrix(values ? v : k, group / shape.kv_heads * shape.key_len,
+                                          group % shape.kv_heads * shape.head_dim);
+    (values ? kernels.pack_values : kernels.pack_keys)(any, matrix,
+                                                       packed.data<float>() + group * packed_size);
   });
 
   const std::int64_t blocks = (shape.query_len + cpu::kQueryBlock - 1) / cpu::kQueryBlock;

@@ -137,16 +137,16 @@ std::int64_t packed_size(const AttentionSequence& sequence) {
   return PackedHead(BlockSizes(sequence)).size;
 }
 
-template <typename T>
-void pack_head(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {
-  const PackedHead where{BlockSizes(sequence)};
-  pack_key_blocks<T>(sequence, k, packed);
-  pack_key_blocks_across<T>(sequence, v, packed + where.values, packed + where.flags);
+void pack_keys(const AttentionSequence& sequence, const HeadMatrix& k, float* packed) {
+  if (sequence.element == Element::bf16) return pack_key_blocks<Bf16>(sequence, k, packed);
+  pack_key_blocks<float>(sequence, k, packed);
 }
 
-void pack_any(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed) {
-  if (sequence.element == Element::bf16) return pack_head<Bf16>(sequence, k, v, packed);
-  pack_head<float>(sequence, k, v, packed);
+void pack_values(const AttentionSequence& sequence, const HeadMatrix& v, float* packed) {
+  const PackedHead where{BlockSizes(sequence)};
+  float *const values = packed + where.values, *const flags = packed + where.flags;
+  if (sequence.element == Element::bf16) return pack_key_blocks_across<Bf16>(sequence, v, values, flags);
+  pack_key_blocks_across<float>(sequence, v, values, flags);
 }
 
 std::int64_t forward_scratch_any(const AttentionSequence& sequence) {
@@ -164,7 +164,8 @@ void forward_any(const AttentionSequence& sequence, const AttentionHead& head, c
 
 const AttentionKernels attention_kernels = {
     .packed_size = packed_size,
-    .pack = pack_any,
+    .pack_keys = pack_keys,
+    .pack_values = pack_values,
     .forward_scratch = forward_scratch_any,
     .forward = forward_any,
     .backward = &attention_backward_kernels,

@@ -54,9 +54,10 @@ struct AttentionBackwardKernels {
 };
 
 struct AttentionKernels {
-  /// The packed keys and values of one key/value head.
+  /// The packed keys and values of one key/value head: two halves of the work, for two threads.
   std::int64_t (*packed_size)(const AttentionSequence& sequence);
-  void (*pack)(const AttentionSequence& sequence, const HeadMatrix& k, const HeadMatrix& v, float* packed);
+  void (*pack_keys)(const AttentionSequence& sequence, const HeadMatrix& k, float* packed);
+  void (*pack_values)(const AttentionSequence& sequence, const HeadMatrix& v, float* packed);
   /// Queries [begin, end), at most kQueryBlock, of one head.
   std::int64_t (*forward_scratch)(const AttentionSequence& sequence);
   void (*forward)(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
