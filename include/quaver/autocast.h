@@ -85,10 +85,17 @@ class Context {
   struct Registered {
     std::shared_ptr<ScalingSlot> slot;
     Recipe recipe;
+    friend bool operator==(const Registered&, const Registered&) = default;
+  };
+  /// The slots that a scope's casts used, once each. The updates of the last scope that had any are kept with its list: the
+  /// next one is mostly the same, and a model's slots are a thousand tensors to copy.
+  struct Registrations {
+    std::vector<Registered> list, last;
+    std::vector<ScaleUpdate> updates;  // of `last`
   };
   static void add(std::vector<Registered>& list, const std::shared_ptr<ScalingSlot>& slot,
                   const Recipe& recipe);
-  void update(std::vector<Registered>& list, bool gradients);
+  void update(Registrations& registered, bool gradients);
 
   ScaleUpdater& updater_;
   DType high_precision_;
@@ -99,7 +106,7 @@ class Context {
   const ForwardRecord* replayed_ = nullptr;
   std::size_t next_scale_ = 0, next_weight_ = 0;  // of replayed_
   std::uint64_t noise_seed_ = 0, noise_position_ = 0;
-  std::vector<Registered> forward_, backward_;
+  Registrations forward_, backward_;
 };
 
 /// While it lives, modules run in FP8 under `recipe` (enabled) or in high precision (not enabled). Scopes

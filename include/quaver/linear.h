@@ -153,6 +153,13 @@ class Linear : public Module {
     bool staged = false;  ///< its amax was staged: a copy made by evaluation does not serve training
     bool ahead = false;   ///< an optimizer made it, and no forward that it is meant for has read it
   };
+  /// The weight under one cast of a recipe.
+  struct CastWeight {
+    OperandCast cast;
+    QuantizedTensor copy;
+    std::uint64_t version = 0;  ///< of the master; 0: to be cast again
+    bool counted = false;       ///< a copy made by evaluation is not, and does not serve training
+  };
   /// The forms in which an operand is wanted from its producer: by delayed scaling's quantizer, and in high precision (from
   /// which other recipes cast).
   struct Forms {
@@ -179,8 +186,8 @@ class Linear : public Module {
   Reading reading_of(const Recipes& recipes, OperandRole role, Gemm gemm) const;
   ScalingSlot& slot_of(OperandRole role);
   CastNoise noise_of(const Context& context, OperandRole role, Gemm gemm) const;
-  QuantizedTensor quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
-                           Gemm gemm);
+  void quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role, Gemm gemm,
+                const QuantizedTensor& q);
   /// Where two GEMMs read different casts of an operand, makes both for its CastCache.
   void cast_for_both(Context& context, const Output& operand, OperandRole role, Gemm first_gemm,
                      const Reading& first, Gemm second_gemm, const Reading& second);
@@ -191,7 +198,7 @@ class Linear : public Module {
   void record(Gemm gemm, const Recipes& recipes, const GemmOperand& a, const GemmOperand& b,
               const Tensor& out);
   const QuantizedTensor& fp8_weight(Context& context);
-  QuantizedTensor cast_weight(Context& context, const Reading& reading, Gemm gemm);
+  const QuantizedTensor& cast_weight(Context& context, const Reading& reading, Gemm gemm);
   Quantizer input_quantizer(Context& context);
   void count_exponents(const Tensor& x, ScalingSlot& slot);
   /// In a calibrating scope: stages the amaxes of what would have been cast under `recipes`.
@@ -226,10 +233,9 @@ class Linear : public Module {
   WeightCopy<QuantizedTensor> fp8_weight_;
   WeightCopy<Tensor> real_weight_;
   Tensor weight_channels_;  ///< with which these and `cast_weights_` were multiplied; absent: with none
-  bool smooths_input_ = false, cast_weights_counted_ = false;
-  bool forms_fp8_again_ = false, forms_real_again_ = false;
-  CastCache cast_weights_;  ///< of recipes other than delayed scaling, at cast_weights_version_
-  std::uint64_t cast_weights_version_ = 0, noise_stream_ = 0;
+  bool smooths_input_ = false, forms_fp8_again_ = false, forms_real_again_ = false;
+  std::vector<CastWeight> cast_weights_;  ///< of recipes other than delayed scaling
+  std::uint64_t noise_stream_ = 0;
   Tensor full_bias_;
   std::uint64_t full_bias_version_ = 0;
   std::int64_t weight_casts_ = 0;

@@ -59,26 +59,29 @@ void Context::add(std::vector<Registered>& list, const std::shared_ptr<ScalingSl
 void Context::register_forward(const std::shared_ptr<ScalingSlot>& slot, const Recipe& recipe) {
   require(!scopes_.empty(),
           "autocast: an FP8 forward outside any Autocast scope: its scales would never be updated");
-  add(forward_, slot, recipe);
+  add(forward_.list, slot, recipe);
 }
 
 void Context::register_backward(const std::shared_ptr<ScalingSlot>& slot, const Recipe& recipe) {
   require(in_backward_pass_,
           "autocast: an FP8 backward outside a BackwardPass: its scales would never be updated");
-  add(backward_, slot, recipe);
+  add(backward_.list, slot, recipe);
 }
 
-void Context::update(std::vector<Registered>& list, bool gradients) {
-  std::vector<ScaleUpdate> updates;
-  updates.reserve(list.size());
-  for (const auto& [slot, recipe] : list) {
-    const auto& delayed = std::get<DelayedScaling>(recipe);
-    const DType format = gradients ? gradient_dtype(delayed) : forward_dtype(delayed);
-    updates.push_back(
-        {*slot, fp8_max(format), delayed.margin, delayed.amax_compute_algo, delayed.amax_function});
+void Context::update(Registrations& registered, bool gradients) {
+  if (registered.list.empty()) return;
+  if (registered.list != registered.last) {
+    registered.updates.clear();
+    for (const auto& [slot, recipe] : registered.list) {
+      const auto& delayed = std::get<DelayedScaling>(recipe);
+      const DType format = gradients ? gradient_dtype(delayed) : forward_dtype(delayed);
+      registered.updates.push_back(
+          {*slot, fp8_max(format), delayed.margin, delayed.amax_compute_algo, delayed.amax_function});
+    }
+    registered.last = registered.list;
   }
-  list.clear();
-  if (!updates.empty()) updater_.update_scales(updates);
+  registered.list.clear();
+  updater_.update_scales(registered.updates);
 }
 
 Autocast::Autocast(Context& context, bool enabled, Recipe recipe, bool calibrating)
@@ -100,7 +103,7 @@ Autocast::~Autocast() noexcept(false) {
   context_.scopes_.pop_back();
   if (!context_.scopes_.empty()) return;
   if (std::uncaught_exceptions() > exceptions_at_entry_) {
-    context_.forward_.clear();
+    context_.forward_.list.clear();
     return;
   }
   context_.update(context_.forward_, false);
@@ -142,7 +145,7 @@ BackwardPass::BackwardPass(Context& context)
 BackwardPass::~BackwardPass() noexcept(false) {
   context_.in_backward_pass_ = false;
   if (std::uncaught_exceptions() > exceptions_at_entry_) {
-    context_.backward_.clear();
+    context_.backward_.list.clear();
     return;
   }
   context_.update(context_.backward_, true);

@@ -268,14 +268,12 @@ CastNoise Linear::noise_of(const Context& context, OperandRole role, Gemm gemm) 
   return {context.noise_seed(), Random(noise_stream_, context.noise_position()).bits(id)};
 }
 
-QuantizedTensor Linear::quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role,
-                                 Gemm gemm) {
+void Linear::quantize(Context& context, const Tensor& x, const OperandCast& cast, OperandRole role, Gemm gemm,
+                      const QuantizedTensor& q) {
   ScalingSlot& slot = slot_of(role);
-  QuantizedTensor q = allocate_quantized(backend_, cast, x.rows(), x.cols());
   backend_.quantize(x, cast, noise_of(context, role, gemm), context.leaves_trace() ? slot.counters : Tensor(),
                     q);
   if (context.counts_exponents()) count_exponents(x, slot);
-  return q;
 }
 
 void Linear::cast_for_both(Context& context, const Output& operand, OperandRole role, Gemm first_gemm,
@@ -309,7 +307,9 @@ GemmOperand Linear::read(Context& context, const Output& operand, const Reading&
   if (operand.casts) {
     if (const QuantizedTensor* const known = operand.casts->find(reading.cast)) return *known;
   }
-  QuantizedTensor q = quantize(context, operand.values, reading.cast, role, gemm);
+  const Tensor& x = operand.values;
+  QuantizedTensor q = allocate_quantized(backend_, reading.cast, x.rows(), x.cols());
+  quantize(context, x, reading.cast, role, gemm, q);
   if (operand.casts) operand.casts->add(reading.cast, q);
   return q;
 }

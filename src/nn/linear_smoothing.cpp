@@ -68,7 +68,7 @@ void Linear::use_channels(const ChannelScales& channels) {
   discard_ahead();
   fp8_weight_ = {};
   real_weight_ = {};
-  cast_weights_ = {};
+  for (CastWeight& copy : cast_weights_) copy.version = 0;
 }
 
 Tensor Linear::weight_values() {

@@ -1,4 +1,7 @@
 // The copies of a Linear's weight that its GEMMs read: kept until the master changes, or written ahead by an optimizer.
+#include <algorithm>
+#include <iterator>
+
 #include "nn/linear_casts.h"
 
 namespace quaver {
@@ -6,22 +9,28 @@ namespace quaver {
 GemmOperand Linear::read_weight(Context& context, const Reading& reading, Gemm gemm) {
   if (reading.kind == Reading::Kind::real) return real_weight(context);
   if (context.replays()) return context.replayed_weight();
-  const QuantizedTensor copy =
+  const QuantizedTensor& copy =
       reading.kind == Reading::Kind::delayed ? fp8_weight(context) : cast_weight(context, reading, gemm);
   context.record_weight(copy);
   return copy;
 }
 
-QuantizedTensor Linear::cast_weight(Context& context, const Reading& reading, Gemm gemm) {
-  // A copy that evaluation made was not counted, so it does not serve training.
+const QuantizedTensor& Linear::cast_weight(Context& context, const Reading& reading, Gemm gemm) {
   const bool counts = context.gradients_enabled();
-  if (counts && !cast_weights_counted_) cast_weights_ = {};
-  if (const QuantizedTensor* const known = cast_weights_.find(reading.cast)) return *known;
-  QuantizedTensor q = quantize(context, weight_values(), reading.cast, OperandRole::weight, gemm);
-  cast_weights_.add(reading.cast, q);
-  cast_weights_counted_ = counts;
+  auto known = std::find_if(cast_weights_.begin(), cast_weights_.end(),
+                            [&](const CastWeight& copy) { return copy.cast == reading.cast; });
+  if (known == cast_weights_.end()) {
+    cast_weights_.push_back({reading.cast, allocate_quantized(backend_, reading.cast, options_.out_features,
+                                                              options_.in_features)});
+    known = std::prev(cast_weights_.end());
+  }
+  if (known->version == weight_->version && (known->counted || !counts)) return known->copy;
+  // In its place, as in fp8_weight.
+  quantize(context, weight_values(), reading.cast, OperandRole::weight, gemm, known->copy);
+  known->version = weight_->version;
+  known->counted = counts;
   ++weight_casts_;
-  return q;
+  return known->copy;
 }
 
 const QuantizedTensor& Linear::fp8_weight(Context& context) {
@@ -100,14 +109,12 @@ void Linear::drop_unread_weights(const Reading& fprop, const Reading& dgrad) {
     fp8_weight_ = {};
   }
   if (!reads(Reading::Kind::real)) real_weight_ = {};
-  CastCache read;
-  for (const Reading* reading : {&fprop, &dgrad}) {
-    if (reading->kind != Reading::Kind::cast || cast_weights_version_ != weight_->version) continue;
-    const QuantizedTensor* const known = cast_weights_.find(reading->cast);
-    if (known && !read.find(reading->cast)) read.add(reading->cast, *known);
-  }
-  cast_weights_ = std::move(read);
-  cast_weights_version_ = weight_->version;
+  std::erase_if(cast_weights_, [&](const CastWeight& copy) {
+    const auto reads_it = [&](const Reading& reading) {
+      return reading.kind == Reading::Kind::cast && reading.cast == copy.cast;
+    };
+    return !reads_it(fprop) && !reads_it(dgrad);
+  });
 }
 
 }  // namespace quaver

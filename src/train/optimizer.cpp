@@ -83,7 +83,6 @@ bool AdamW::accepts(float norm) const {
 
 float AdamW::step(float lr, const NormCheck& check) {
   measure_norm();
-  if (check) check(norm_);
   const AdamWStep step{lr,         options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
                        steps_ + 1, options_.seed};
   std::vector<AdamWTensor> tensors;
@@ -102,6 +101,8 @@ float AdamW::step(float lr, const NormCheck& check) {
                        entry.noise_stream});
     if (entry.reader) tensors.back().copies = entry.reader->next_weight_copies();
   }
+  // Last of all, because it may wait for the device: what follows is all that the device then waits for.
+  if (check) check(norm_);
   backend_.adamw(step, norm_, options_.clip, tensors);
   // Read after the updates were handed out, so that a device need not wait for the host in between.
   const float norm = download(backend_, norm_).front();

@@ -94,7 +94,7 @@ Trainer::Resolved Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& back
 
 StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
                          const GradientsReady& gradients_ready) {
-  // Nothing is read on the host before the step's last micro-batch is under way.
+  // Nothing is read on the host before all that does not depend on it is under way, or ready to be.
   casts_.begin();
   scales_.take();
   const std::int64_t every = config_.fp8.histogram_every;
@@ -102,10 +102,12 @@ StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
   if (counts_exponents) clear_exponents(backend(), model_);
   context_.count_exponents(counts_exponents);
   StepResult result;
-  result.loss = accumulate(micro_batches);
+  result.loss = count_targets(micro_batches);
+  const std::vector<Tensor> losses = accumulate(micro_batches, result.loss.tokens);
   if (gradients_ready) gradients_ready(model_);
   casts_.end();
   result.gradient_norm = optimizer_.step(lr, [&](const Tensor& norm) {
+    for (const Tensor& of_batch : losses) result.loss.nats += sum_losses(backend(), of_batch);
     if (!std::isfinite(result.loss.nats))
       return backend().fill(norm, std::numeric_limits<double>::quiet_NaN());
     backend().refuse_non_finite_casts(casts_.before(), casts_.after(), norm);
@@ -119,10 +121,10 @@ StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
   return result;
 }
 
-LossSum Trainer::accumulate(std::span<const HostBatch> micro_batches) {
-  LossSum sum = count_targets(micro_batches);
-  require(sum.tokens > 0, "train: a step without target tokens");
-  const float gradient_scale = static_cast<float>(1.0 / static_cast<double>(sum.tokens));
+std::vector<Tensor> Trainer::accumulate(std::span<const HostBatch> micro_batches,
+                                        std::int64_t target_tokens) {
+  require(target_tokens > 0, "train: a step without target tokens");
+  const float gradient_scale = static_cast<float>(1.0 / static_cast<double>(target_tokens));
   std::vector<Tensor> losses;
   auto position = static_cast<std::uint64_t>(steps()) * micro_batches.size();
   for (const HostBatch& host : micro_batches) {
@@ -132,8 +134,7 @@ LossSum Trainer::accumulate(std::span<const HostBatch> micro_batches) {
     backend().run_repeated(
         [&] { accumulate_gradients(model_, context_, recipe_, batch, gradient_scale, losses.back()); });
   }
-  for (const Tensor& of_batch : losses) sum.nats += sum_losses(backend(), of_batch);
-  return sum;
+  return losses;
 }
 
 void Trainer::fail_non_finite(const std::string& what) const {

@@ -68,7 +68,8 @@ class Trainer {
   static Resolved resolve_fp8_auto(const std::shared_ptr<Backend>& backend, RunConfig config);
   Trainer(const std::shared_ptr<Backend>& backend, Resolved resolved);
 
-  LossSum accumulate(std::span<const HostBatch> micro_batches);
+  /// Forward and backward of each; their losses on the device, for which nothing waits.
+  std::vector<Tensor> accumulate(std::span<const HostBatch> micro_batches, std::int64_t target_tokens);
   [[noreturn]] void fail_non_finite(const std::string& what) const;
 
   RunConfig config_;

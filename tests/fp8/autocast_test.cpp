@@ -56,6 +56,40 @@ TEST_F(AutocastTest, ForwardSlotsAreUpdatedWhenTheOutermostScopeEnds) {
   EXPECT_EQ(updater.calls[0][0].fp8_max, 448.0f);
 }
 
+TEST_F(AutocastTest, EveryScopeUpdatesItsOwnSlotsUnderItsOwnRecipe) {
+  const auto run = [&](std::initializer_list<std::shared_ptr<ScalingSlot>> slots, int margin) {
+    const Autocast scope(context, true, DelayedScaling{.margin = margin});
+    for (const auto& used : slots) context.register_forward(used, *context.recipe());
+  };
+  const auto history = [](float first) {
+    auto* const memory = new float(first);
+    const auto storage =
+        std::make_shared<Storage>(memory, sizeof first, Device::host, [memory] { delete memory; });
+    auto made = std::make_shared<ScalingSlot>();
+    made->amax_history = Tensor(storage, DType::f32, {1});
+    return made;
+  };
+  const auto a = history(1), b = history(2);
+  run({a, b}, 0);
+  run({a, b}, 0);  // the same again
+  run({a, b}, 3);
+  run({b}, 3);
+  { const Autocast without_slots(context, true); }
+  run({b, a}, 3);
+  const std::vector<std::vector<std::shared_ptr<ScalingSlot>>> expected = {
+      {a, b}, {a, b}, {a, b}, {b}, {b, a}};
+  const int margins[] = {0, 0, 3, 3, 3};
+  ASSERT_EQ(updater.calls.size(), expected.size());
+  for (std::size_t call = 0; call < expected.size(); ++call) {
+    ASSERT_EQ(updater.calls[call].size(), expected[call].size()) << call;
+    for (std::size_t i = 0; i < expected[call].size(); ++i) {
+      const ScaleUpdate& update = updater.calls[call][i];
+      EXPECT_EQ(update.slot.amax_history.raw(), expected[call][i]->amax_history.raw()) << call;
+      EXPECT_EQ(update.margin, margins[call]) << call;
+    }
+  }
+}
+
 TEST_F(AutocastTest, ModulesThatDidNotRunAreNotUpdated) {
   { const Autocast scope(context, true); }
   EXPECT_TRUE(updater.calls.empty());

@@ -120,6 +120,29 @@ TEST(LinearRecipes, AWeightIsCastOncePerChangeAndForm) {
   EXPECT_EQ(layer.linear.weight_casts(), 5);
 }
 
+TEST(LinearRecipes, ACastOfTheWeightKeepsItsPlace) {
+  // A device that repeats what it recorded meets the same addresses in every step.
+  for (const Recipe& recipe : {Recipe(CurrentScaling{}), Recipe(BlockScaling{})}) {
+    Layer layer(make_backend("cpu", 1)), fresh(make_backend("cpu", 1));
+    Context context(*layer.backend), fresh_context(*fresh.backend);
+    const auto cast_of_step = [&] {
+      Linear::Saved saved;
+      const Autocast scope(context, true, recipe);
+      layer.linear.forward(context, layer.linear.cast_input(context, layer.x), &saved);
+      return saved.w_fp8;
+    };
+    const QuantizedTensor first = cast_of_step();
+    layer.set_weight(9);
+    const QuantizedTensor second = cast_of_step();  // though somebody still holds the first
+    EXPECT_EQ(second.bytes.raw(), first.bytes.raw()) << describe(recipe);
+    if (first.scale_inv) EXPECT_EQ(second.scale_inv.raw(), first.scale_inv.raw()) << describe(recipe);
+    if (first.blocks.scale_inv)
+      EXPECT_EQ(second.blocks.scale_inv.raw(), first.blocks.scale_inv.raw()) << describe(recipe);
+    fresh.set_weight(9);
+    EXPECT_EQ(layer.run(context, recipe), fresh.run(fresh_context, recipe)) << describe(recipe);
+  }
+}
+
 TEST(LinearRecipes, EvaluationBetweenStepsHidesNoCast) {
   // Or the counters of a run that was resumed there would differ from those of one that was not.
   const auto casts_of_weight = [](bool evaluates) {

@@ -67,11 +67,14 @@ class SlowRepeatedSteps : public RepeatedSteps {};
 TEST_F(SlowRepeatedSteps, ReplayedMicroBatchesGiveTheSameBits) {
   using quaver::testing::make_emulated_backend;
   constexpr int kSteps = 8;
-  for (const Precision precision : {Precision::fp8, Precision::bf16}) {
+  for (const auto& [precision, recipe] :
+       {std::pair(Precision::fp8, "delayed"), std::pair(Precision::fp8, "block"),
+        std::pair(Precision::bf16, "delayed")}) {
     config.precision = precision;
+    config.fp8.recipe = recipe;
     const auto repeats = make_emulated_backend(), refuses = make_emulated_backend(false, false);
     const Outcome expected = train(refuses, kSteps);
-    EXPECT_EQ(train(repeats, kSteps), expected) << name_of(precision);
+    EXPECT_EQ(train(repeats, kSteps), expected) << name_of(precision) << " " << recipe;
     const RepeatUse refused = refuses->repeat_use(), use = repeats->repeat_use();
     EXPECT_EQ(refused.replayed, 0);
     EXPECT_EQ(use.replayed + use.direct, refused.direct) << "lists end at the same places";
