@@ -1,7 +1,7 @@
 /// Attention of a backend, forward and backward; the CPU's beside the raw dot-product loop, in turn. Only work that a
 /// query sees is counted: 2 products forward and 5 backward of head_dim multiply-adds a query, key and head.
 ///
-/// usage: bench_attention [--backend cpu|cuda] [--document N] [--threads N] [--rounds N]
+/// usage: bench_attention [--backend cpu|cuda] [--shapes models|sweep] [--document N] [--threads N] [--rounds N]
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -36,7 +36,7 @@ Tensor normal(Backend& backend, std::int64_t rows, std::int64_t cols, std::uint6
 }
 
 struct Options {
-  std::string backend = "cpu";
+  std::string backend = "cpu", shapes = "models";
   int threads = 0, rounds = 9;
   std::int64_t document = 0;
 };
@@ -47,8 +47,9 @@ void finish(Backend& backend, const Tensor& any) {
   backend.copy_to_host(any.slice(0, 1), &value);
 }
 
-void measure(const char* name, const std::function<void()>& run, const std::function<void()>& wait,
-             double operations, const Options& options) {
+/// Prints the rate; returns the share of the CPU's peak, 0 on a device.
+double measure(const char* name, const std::function<void()>& run, const std::function<void()>& wait,
+               double operations, const Options& options) {
   const auto timed = [&](int repeats) {
     return seconds_of(
         [&] {
@@ -66,10 +67,13 @@ void measure(const char* name, const std::function<void()>& run, const std::func
     rates.push_back(operations * repeats / timed(repeats));
     shares.push_back(cpu ? rates.back() / peak : 0);
   }
-  if (cpu)
-    return fmt::print("  {:8} {:5.0f} GFLOP/s {:3.0f}%", name, median(rates) * 1e-9, median(shares) * 100);
-  fmt::print("  {:8} {:5.3f} ms {:4.0f} TFLOP/s", name, operations / median(rates) * 1e3,
-             median(rates) * 1e-12);
+  if (cpu) {
+    fmt::print("  {:8} {:5.0f} GFLOP/s {:3.0f}%", name, median(rates) * 1e-9, median(shares) * 100);
+  } else {
+    fmt::print("  {:8} {:5.3f} ms {:4.0f} TFLOP/s", name, operations / median(rates) * 1e3,
+               median(rates) * 1e-12);
+  }
+  return median(shares);
 }
 
 /// Documents of `length` positions, counted from each sequence's start.
@@ -81,7 +85,11 @@ Tensor first_keys(Backend& backend, const AttentionShape& shape, std::int64_t le
   return upload(backend, keys, {shape.batch * shape.query_len});
 }
 
-void measure(Backend& backend, const AttentionShape& shape, const Options& options) {
+struct Shares {
+  std::vector<double> forward, backward;
+};
+
+void measure(Backend& backend, const AttentionShape& shape, const Options& options, Shares& shares) {
   const std::int64_t rows = shape.batch * shape.query_len, q_cols = shape.heads * shape.head_dim,
                      k_cols = shape.kv_heads * shape.head_dim;
   const Tensor q = normal(backend, rows, q_cols, 1), k = normal(backend, rows, k_cols, 2),
@@ -99,12 +107,27 @@ void measure(Backend& backend, const AttentionShape& shape, const Options& optio
   const auto wait = [&] { finish(backend, flag); };
   fmt::print("{:2} x {:4}, heads {:2}/{}, head_dim {:3} ", shape.batch, shape.query_len, shape.heads,
              shape.kv_heads, shape.head_dim);
-  measure(
-      "forward", [&] { backend.attention(shape, q, k, v, first_key, out, lse); }, wait, 2 * product, options);
-  measure(
+  shares.forward.push_back(measure(
+      "forward", [&] { backend.attention(shape, q, k, v, first_key, out, lse); }, wait, 2 * product,
+      options));
+  shares.backward.push_back(measure(
       "backward", [&] { backend.attention_backward(shape, dout, q, k, v, first_key, out, lse, dq, dk, dv); },
-      wait, 5 * product, options);
+      wait, 5 * product, options));
   fmt::print("\n");
+  std::fflush(stdout);
+}
+
+using Dims = std::array<std::int64_t, 5>;  // batch, length, heads, kv_heads, head_dim
+
+/// Every head size, for short and long sequences.
+std::vector<Dims> sweep() {
+  std::vector<Dims> dims;
+  for (const std::int64_t length : {16, 64, 256, 512, 1024}) {
+    for (const std::int64_t head_dim : {32, 64, 96, 128, 160, 256}) {
+      dims.push_back({1024 / length, length, 8, 2, head_dim});
+    }
+  }
+  return dims;
 }
 
 }  // namespace
@@ -115,6 +138,9 @@ int main(int argc, char** argv) {
   CLI::App app("Attention: rate of the work that is seen; on the CPU also the share of the dot-product peak");
   Options options;
   app.add_option("--backend", options.backend)->capture_default_str()->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--shapes", options.shapes, "of models, or a sweep over head sizes and lengths")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"models", "sweep"}));
   app.add_option("--document", options.document, "length of documents that see only themselves; 0: none")
       ->capture_default_str();
   app.add_option("--threads", options.threads, "0: all processors")->capture_default_str();
@@ -122,15 +148,23 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   const auto backend = make_backend(options.backend, options.threads);
   fmt::print("{}\n", backend->describe());
-  using Dims = std::array<std::int64_t, 5>;  // batch, length, heads, kv_heads, head_dim
   const std::vector<Dims> of_cpu = {{4, 256, 6, 2, 32},   {1, 1024, 12, 3, 64}, {4, 1024, 12, 3, 64},
                                     {1, 2048, 12, 3, 64}, {1, 1024, 8, 8, 128}, {1, 2048, 16, 4, 128},
                                     {2, 1024, 6, 6, 96}};
   const std::vector<Dims> of_gpu = {{12, 2048, 16, 4, 128}, {4, 2048, 16, 4, 128}, {1, 2048, 16, 4, 128},
                                     {1, 512, 16, 4, 128},   {12, 2048, 32, 8, 64}, {12, 1024, 12, 3, 64},
                                     {32, 2048, 12, 3, 64},  {1, 512, 12, 3, 64},   {12, 2048, 16, 4, 96}};
-  for (const auto& [batch, length, heads, kv_heads, head_dim] : options.backend == "cpu" ? of_cpu : of_gpu) {
+  const bool cpu = options.backend == "cpu";
+  Shares shares;
+  for (const auto& [batch, length, heads, kv_heads, head_dim] : options.shapes == "sweep" ? sweep()
+                                                                : cpu                     ? of_cpu
+                                                                                          : of_gpu) {
     const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
-    measure(*backend, {batch, length, length, heads, kv_heads, head_dim, scale}, options);
+    measure(*backend, {batch, length, length, heads, kv_heads, head_dim, scale}, options, shares);
+  }
+  if (!cpu) return 0;
+  for (const auto& [name, of] : {std::pair{"forward", shares.forward}, {"backward", shares.backward}}) {
+    fmt::print("{:8} median {:.0f}%, least {:.0f}%\n", name, median(of) * 100,
+               *std::min_element(of.begin(), of.end()) * 100);
   }
 }

@@ -1,7 +1,7 @@
 /// GEMMs of the CPU backend, FP8 and BF16, beside oneDNN's BF16 matmul (when the build found it) and the raw
 /// dot-product loop, all in turn in one process: the machine's clock and its other users change.
 ///
-/// usage: bench_gemm [--threads N] [--shapes linear|small|all] [--rounds N]
+/// usage: bench_gemm [--threads N] [--shapes linear|small|sweep|all] [--rounds N]
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -35,6 +35,29 @@ const std::vector<Sizes> kSmallShapes = {
     {16, 768, 768},   {16, 768, 2048},  {64, 768, 768},  {64, 2048, 768}, {128, 320, 320}, {128, 768, 2304},
     {256, 256, 256},  {256, 192, 512},  {512, 128, 128}, {512, 64, 256},  {512, 320, 960}, {100, 300, 500},
     {512, 768, 1223}, {333, 777, 1111}, {512, 192, 257}, {256, 1024, 256}};
+
+/// Packed q, k and v (8 heads, 2 for keys and values) of every head size, and odd vocabularies, for few and many tokens.
+std::vector<Sizes> sweep() {
+  std::vector<Sizes> shapes;
+  for (const std::int64_t tokens : {16, 64, 256, 512}) {
+    for (const std::int64_t head_dim : {32, 64, 96, 128, 160, 256}) {
+      shapes.push_back({tokens, 8 * head_dim, 12 * head_dim});
+    }
+    for (const std::int64_t vocab : {257, 32001, 50257}) shapes.push_back({tokens, 768, vocab});
+  }
+  return shapes;
+}
+
+std::vector<Sizes> shapes_of(const std::string& name) {
+  std::vector<Sizes> shapes;
+  const auto add = [&](const char* set, const std::vector<Sizes>& sizes) {
+    if (name == set || name == "all") shapes.insert(shapes.end(), sizes.begin(), sizes.end());
+  };
+  add("linear", kLinearShapes);
+  add("small", kSmallShapes);
+  add("sweep", sweep());
+  return shapes;
+}
 
 double seconds_of(const std::function<void()>& body, int threads) {
   const BusyTimer timer(threads);
@@ -129,17 +152,16 @@ int main(int argc, char** argv) {
   std::string shapes = "linear";
   app.add_option("--threads", threads, "0: all processors")->capture_default_str();
   app.add_option("--rounds", rounds, "alternating rounds; medians are printed")->capture_default_str();
-  app.add_option("--shapes", shapes)->check(CLI::IsMember({"linear", "small", "all"}))->capture_default_str();
+  app.add_option("--shapes", shapes)
+      ->check(CLI::IsMember({"linear", "small", "sweep", "all"}))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   prepare_onednn(argv, threads);
 
   const auto backend = make_backend("cpu", threads);
   fmt::print("{}; {}\n    m     k     n\n", backend->describe(), onednn_description());
-  std::vector<Sizes> sizes;
-  if (shapes != "small") sizes.insert(sizes.end(), kLinearShapes.begin(), kLinearShapes.end());
-  if (shapes != "linear") sizes.insert(sizes.end(), kSmallShapes.begin(), kSmallShapes.end());
   std::vector<double> against_onednn;
-  for (const Sizes& size : sizes) {
+  for (const Sizes& size : shapes_of(shapes)) {
     for (Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
       measure(*backend, kind, size, threads, rounds, against_onednn);
     }
