@@ -181,11 +181,14 @@ __device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, const flo
   float x[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = tile(m, n + i);
-  if (kPacks || n + 4 <= tile.cols) return trace.cast(Fp8::e4m3, scales, x);
-  unsigned word = 0;
-  for (int i = 0; n + i < tile.cols; ++i)
-    word |= static_cast<unsigned>(trace.cast(Fp8::e4m3, scales[i], x[i])) << 8 * i;
-  return word;
+  unsigned word[1] = {};
+  if (kPacks || n + 4 <= tile.cols) {
+    trace.cast(Fp8::e4m3, scales, x, word);
+  } else {
+    for (int i = 0; n + i < tile.cols; ++i)
+      word[0] |= static_cast<unsigned>(trace.cast(Fp8::e4m3, scales[i], x[i])) << 8 * i;
+  }
+  return word[0];
 }
 
 /// Casts the tile into one sink. By all threads of the block.

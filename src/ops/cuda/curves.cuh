@@ -1,7 +1,9 @@
 /// Activation functions and their slopes.
 #pragma once
 
-#include "ops/cuda/launch.h"
+#include <type_traits>
+
+#include "ops/cuda/exponential.cuh"
 #include "quaver/model_config.h"
 
 namespace quaver::cuda {
@@ -26,24 +28,51 @@ struct ValueAndSlope {
   float value, slope;
 };
 
+/// Within |x| + 3 units of the last place.
 __device__ inline float sigmoid_of(float x) {
-  return 1.0f / (1.0f + expf(-x));
+  return reciprocal(1.0f + power_of_two(-kLog2E * x));
 }
 
-/// The curve is the same for all threads of a launch.
-__device__ inline ValueAndSlope evaluate(Curve curve, float x) {
-  if (curve == Curve::gelu) {
+template <Curve kCurve>
+__device__ ValueAndSlope evaluate(float x) {
+  if constexpr (kCurve == Curve::gelu) {
     // 0.5 (1 + tanh(u)) = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3). Beyond 30 the slope is 0 or 1;
     // there x^2 must not overflow, because infinity times s (1 - s) = 0 is NaN.
     const float s = sigmoid_of(1.59576912f * (x + 0.044715f * (x * x * x)));
     const float near = fminf(30.0f, fmaxf(-30.0f, x));
     const float inner = 1.59576912f * (1.0f + 0.134145f * (near * near));
     return {x * s, s + (near * (s * (1.0f - s))) * inner};
+  } else {
+    const float s = sigmoid_of(x);
+    if constexpr (kCurve == Curve::silu) return {x * s, s * (1.0f + x * (1.0f - s))};
+    constexpr float kFactor = kCurve == Curve::sigmoid2 ? 2.0f : 1.0f;
+    return {kFactor * s, kFactor * (s * (1.0f - s))};
   }
-  const float s = sigmoid_of(x);
-  if (curve == Curve::silu) return {x * s, s * (1.0f + x * (1.0f - s))};
-  const float factor = curve == Curve::sigmoid2 ? 2.0f : 1.0f;
-  return {factor * s, factor * (s * (1.0f - s))};
+}
+
+/// Of N numbers. The curve is the same for all threads of a launch.
+template <int N>
+__device__ void evaluate(Curve curve, const float (&x)[N], ValueAndSlope (&at)[N]) {
+  const auto all = [&]<Curve kCurve>(std::integral_constant<Curve, kCurve>) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) at[i] = evaluate<kCurve>(x[i]);
+  };
+  switch (curve) {
+    case Curve::silu:
+      return all(std::integral_constant<Curve, Curve::silu>{});
+    case Curve::gelu:
+      return all(std::integral_constant<Curve, Curve::gelu>{});
+    case Curve::sigmoid:
+      return all(std::integral_constant<Curve, Curve::sigmoid>{});
+    case Curve::sigmoid2:
+      return all(std::integral_constant<Curve, Curve::sigmoid2>{});
+  }
+}
+__device__ inline ValueAndSlope evaluate(Curve curve, float x) {
+  const float one[1] = {x};
+  ValueAndSlope at[1];
+  evaluate(curve, one, at);
+  return at[0];
 }
 
 }  // namespace quaver::cuda

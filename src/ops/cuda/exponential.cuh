@@ -1,4 +1,4 @@
-/// The chip's exponential.
+/// The chip's exponential and reciprocal.
 #pragma once
 
 #include "ops/cuda/launch.h"
@@ -15,6 +15,17 @@ __device__ inline float power_of_two(float x) {
   return y;
 #else
   return exp2f(x);
+#endif
+}
+
+/// 1 / x within 1 unit of the last place; results that would be denormal are 0.
+__device__ inline float reciprocal(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
 #endif
 }
 

@@ -71,6 +71,22 @@ inline unsigned fp8_pair(Fp8 format, float low, float high) {
 
 #endif
 
+/// Four numbers a word, the first in the lowest byte.
+template <int N>
+__device__ void fp8_words(Fp8 format, const float (&x)[N], unsigned (&words)[N / 4]) {
+  const auto convert = [&](Fp8 known) {
+#pragma unroll
+    for (int w = 0; w < N / 4; ++w) {
+      words[w] = fp8_pair(known, x[4 * w], x[4 * w + 1]) | fp8_pair(known, x[4 * w + 2], x[4 * w + 3]) << 16;
+    }
+  };
+  if (format == Fp8::e4m3) {
+    convert(Fp8::e4m3);
+  } else {
+    convert(Fp8::e5m2);
+  }
+}
+
 __device__ inline float fp8_value(Fp8 format, std::uint8_t byte) {
   const unsigned sign = (byte & 0x80u) << 24, magnitude = byte & 0x7Fu;
   const bool e4m3 = format == Fp8::e4m3;

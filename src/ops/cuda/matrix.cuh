@@ -21,6 +21,14 @@ __device__ void widen(const Pack<T, N>& pack, float (&values)[N]) {
   for (int i = 0; i < N; ++i) values[i] = as_float(pack.at[i]);
 }
 
+template <typename T, int N>
+__device__ Pack<T, N> rounded(const float (&values)[N]) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.at[i] = round_as<T>(values[i]);
+  return pack;
+}
+
 /// Elements that one thread of a vectorised kernel handles at once.
 constexpr int kPack = 8;
 
@@ -43,10 +51,7 @@ struct Matrix {
   }
   template <int N>
   __device__ void store(std::int64_t m, std::int64_t n, const float (&values)[N]) const {
-    Pack<T, N> pack;
-#pragma unroll
-    for (int i = 0; i < N; ++i) pack.at[i] = round_as<T>(values[i]);
-    store(m, n, pack);
+    store(m, n, rounded<T>(values));
   }
   template <int N>
   __device__ void store(std::int64_t m, std::int64_t n, const Pack<T, N>& pack) const {

@@ -134,27 +134,28 @@ struct RowCast {
 
   __device__ void cast(const Sink<T>& sink, std::int64_t row, int r, std::int64_t n,
                        const float (&values)[kPack]) {
+    float x[kPack];
+    widen(rounded<T>(values), x);
     Pack<unsigned, kPack / 4> bytes;
+    trace.cast(sink.format, scale, x, bytes.at);
 #pragma unroll
-    for (int w = 0; w < kPack / 4; ++w) {
-      float x[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[i] = as_float(round_as<T>(values[4 * w + i]));
-      bytes.at[w] = words[w][r] = trace.cast(sink.format, scale, x);
-    }
+    for (int w = 0; w < kPack / 4; ++w) words[w][r] = bytes.at[w];
     *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, n)) = bytes;
   }
-  __device__ void transpose(const TransposedStripe& to, int w) {
+  /// Calls store(column of the pack, its bytes of kNormRows rows).
+  template <typename Store>
+  __device__ void transpose(const Store& store) {
 #pragma unroll
     for (int half = 0; half < kPack / 4; ++half) {
       transpose_words(words[half]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) to.word(w, 4 * half + i, static_cast<int>(threadIdx.x)) = words[half][i];
+      for (int i = 0; i < 4; ++i) store(4 * half + i, words[half][i]);
     }
   }
 };
 
-/// A block takes `block_rows` rows, a multiple of kNormRows, and kStripeRows if kCasts. kAdds: the sum of x and the addend
+/// A block takes `block_rows` rows, a multiple of kNormRows; if kCasts a stripe, or kNormRows, whose transposed bytes are written
+/// from registers. kAdds: the sum of x and the addend
 /// is stored and normalised. Without kCasts y's values may be absent: then only the statistics (and the sum) are written.
 template <bool kAdds, bool kCasts, typename T>
 __global__ void __launch_bounds__(kNormThreads, 2)
@@ -163,6 +164,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   __shared__ BlockSums<kNormRows> sums;
   TransposedStripe stripe{};
   RowCast<T> output{};
+  const bool in_stripe = block_rows == kStripeRows;
   if constexpr (kCasts) {
     stripe = {static_cast<unsigned*>(dynamic_shared_memory()), static_cast<int>(blockDim.x)};
     output.scale = *y.scale;
@@ -177,8 +179,9 @@ __global__ void __launch_bounds__(kNormThreads, 2)
 #pragma unroll
     for (int r = 0; r < kNormRows; ++r) packs[r] = from.template pack<kPack>(min(row + r, in.rows - 1), n);
   };
+  constexpr bool kReadsAhead = !kAdds && !kCasts;  // the others lack registers
   Pack<T, kPack> next[kNormRows] = {};
-  if (!kAdds) load(in.x, begin, next);
+  if (kReadsAhead) load(in.x, begin, next);
   int turn = 0;
   for (std::int64_t row = begin; row < end; row += kNormRows) {
     Pack<T, kPack> x[kNormRows] = {};
@@ -191,10 +194,12 @@ __global__ void __launch_bounds__(kNormThreads, 2)
         x[r] = rounded_sum(x[r], addend[r]);
         if (inside && row + r < in.rows) in.sum.store(row + r, n, x[r]);
       }
-    } else {
+    } else if constexpr (kReadsAhead) {
 #pragma unroll
       for (int r = 0; r < kNormRows; ++r) x[r] = next[r];
       if (row + kNormRows < end) load(in.x, row + kNormRows, next);  // on its way while these are worked on
+    } else {
+      load(in.x, row, x);
     }
 
     // Lane r % kNormRows has what concerns row r.
@@ -244,12 +249,21 @@ __global__ void __launch_bounds__(kNormThreads, 2)
       if constexpr (kCasts) output.cast(y, row, r, n, values);
     }
     if constexpr (kCasts) {
-      if (inside && y.transposed.data) output.transpose(stripe, static_cast<int>(row - begin) / kNormRows);
+      const int thread = static_cast<int>(threadIdx.x), w = static_cast<int>(row - begin) / kNormRows;
+      if (inside && y.transposed.data) {
+        output.transpose([&](int i, unsigned bytes) {
+          if (in_stripe) {
+            stripe.word(w, i, thread) = bytes;
+          } else {
+            *reinterpret_cast<unsigned*>(y.transposed.address(n + i, row)) = bytes;
+          }
+        });
+      }
     }
   }
   if constexpr (kCasts) {
     __syncthreads();
-    if (y.transposed.data) stripe.write(y.transposed, begin, in.rows, in.cols);
+    if (y.transposed.data && in_stripe) stripe.write(y.transposed, begin, in.rows, in.cols);
     record(y, output.trace);
     if (blockIdx.x == 0 && threadIdx.x == 0) record_once(y, in.rows * in.cols);
   }

@@ -118,10 +118,18 @@ std::int64_t threads_of_row(std::int64_t cols) {
   return threads <= kNormThreads ? threads : 0;
 }
 
+/// Blocks that keep a device of 132 multiprocessors busy.
+constexpr std::int64_t kBusyBlocks = 264;
+
 /// Rows of a block of norm_rows: enough blocks to even out, few enough that a block reads ahead.
 std::int64_t forward_rows(std::int64_t rows) {
-  constexpr std::int64_t kBlocks = 4096, kFewest = 2 * kNormRows, kMost = 64;
-  return std::clamp(blocks_for(blocks_for(rows, kBlocks), kNormRows) * kNormRows, kFewest, kMost);
+  constexpr std::int64_t kBlocks = 4096, kMost = 64;
+  const std::int64_t fewest = rows < 2 * kNormRows * kBusyBlocks ? kNormRows : 2 * kNormRows;
+  return std::clamp(blocks_for(blocks_for(rows, kBlocks), kNormRows) * kNormRows, fewest, kMost);
+}
+/// If it casts: where stripes are too few, more blocks gain more than whole sectors, which caches then hold.
+std::int64_t casting_rows(std::int64_t rows) {
+  return rows < kStripeRows * kBusyBlocks ? kNormRows : kStripeRows;
 }
 /// Of norm_rows_backward: as many blocks as the 132 multiprocessors of an H100 run at once, with 80 registers per thread or,
 /// for LayerNorm, 104. The sums depend on it, so it is the same on other chips.
@@ -160,11 +168,12 @@ void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backe
   const bool in_one_pass = fits && (casts || (!y.quantized.defined() && packs(y)));
   with_real(x.dtype(), [&]<typename T>(T) {
     if (fits) {
-      const std::int64_t block_rows = casts ? kStripeRows : forward_rows(rows);
+      const std::int64_t block_rows = casts ? casting_rows(rows) : forward_rows(rows);
       const bool adds = static_cast<bool>(norm.input.addend);
       const auto kernel = casts ? (adds ? norm_rows<true, true, T> : norm_rows<false, true, T>)
                                 : (adds ? norm_rows<true, false, T> : norm_rows<false, false, T>);
-      const auto shared = static_cast<std::size_t>(casts ? TransposedStripe::size(threads) : 0);
+      const auto shared =
+          static_cast<std::size_t>(block_rows == kStripeRows && casts ? TransposedStripe::size(threads) : 0);
       launch(norm.name, kernel, {blocks_for(rows, block_rows), threads, shared}, stream,
              NormRows<T>{matrix_of<T>(x), matrix_of<T>(norm.input.addend), matrix_of<T>(norm.input.sum),
                          norm.gain.data<float>(), floats_of(norm.bias), floats_of(mean), rstd.data<float>(),

@@ -42,11 +42,10 @@ struct Gated {
     float x[N], y[N];
     g.load(m, n, x);
     if (u.data) u.load(m, n, y);
+    ValueAndSlope at[N];
+    evaluate(curve, x, at);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float value = evaluate(curve, x[i]).value;
-      result[0][i] = u.data ? value * y[i] : value;
-    }
+    for (int i = 0; i < N; ++i) result[0][i] = u.data ? at[i].value * y[i] : at[i].value;
   }
 };
 
@@ -62,12 +61,13 @@ struct GatedBackward {
     d.load(m, n, dy);
     g.load(m, n, x);
     u.load(m, n, y);
+    ValueAndSlope at[N];
+    evaluate(curve, x, at);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const ValueAndSlope at = evaluate(curve, x[i]);
-      result[0][i] = dy[i] * y[i] * at.slope;
-      result[1][i] = dy[i] * at.value;
-      if constexpr (kResults == 3) result[2][i] = at.value * y[i];
+      result[0][i] = dy[i] * y[i] * at[i].slope;
+      result[1][i] = dy[i] * at[i].value;
+      if constexpr (kResults == 3) result[2][i] = at[i].value * y[i];
     }
   }
 };
@@ -83,11 +83,12 @@ struct CurveBackward {
     float dy[N], x[N];
     d.load(m, n, dy);
     g.load(m, n, x);
+    ValueAndSlope at[N];
+    evaluate(curve, x, at);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const ValueAndSlope at = evaluate(curve, x[i]);
-      result[0][i] = dy[i] * at.slope;
-      if constexpr (kResults == 2) result[1][i] = at.value;
+      result[0][i] = dy[i] * at[i].slope;
+      if constexpr (kResults == 2) result[1][i] = at[i].value;
     }
   }
 };

@@ -59,71 +59,87 @@ constexpr std::int64_t tiles_of(std::int64_t rows, std::int64_t cols) {
   return blocks_for(rows, kTileRows) * blocks_for(cols, kTileCols);
 }
 
-/// Whether none of four FP8 bytes is a zero, the largest number, or beyond it: then nothing saturated, underflowed or was
-/// NaN. Byte by byte: 0 - 1 borrows into bit 7, and so does the sum of 0x7E (e4m3) or 0x7B (e5m2) and what lacks to 0x80.
-__device__ inline bool are_unremarkable(Fp8 format, unsigned bytes) {
-  const unsigned magnitudes = bytes & 0x7F7F7F7Fu;
-  const unsigned to_top = format == Fp8::e4m3 ? 0x02020202u : 0x05050505u;
-  return (((magnitudes - 0x01010101u) | (magnitudes + to_top)) & 0x80808080u) == 0;
-}
+/// Bits that are set where a byte of four is a zero, and where one is the largest number or beyond it: then nothing saturated, or
+/// was NaN. Byte by byte: 0 - 1 borrows into bit 7, and so does the sum of 0x7E (e4m3) or 0x7B (e5m2) and what lacks to 0x80.
+struct RemarkableBytes {
+  unsigned zeros = 0, largest = 0;
 
-/// What a thread saw of its elements before a cast.
+  __device__ void look_at(Fp8 format, unsigned bytes) {
+    const unsigned magnitudes = bytes & 0x7F7F7F7Fu;
+    zeros |= (magnitudes - 0x01010101u) & 0x80808080u;
+    largest |= (magnitudes + (format == Fp8::e4m3 ? 0x02020202u : 0x05050505u)) & 0x80808080u;
+  }
+};
+
+/// What a thread saw of its elements before a cast; of fewer than 65,536, two counts a number.
 struct CastTrace {
   float amax = 0;
-  unsigned long long counts = 0;  ///< saturated | underflowed << 21 | NaN << 42
-  unsigned long long values = 0;  ///< infinite | zeros << 32
+  unsigned small = 0;  ///< zeros | underflowed << 16
+  unsigned large = 0;  ///< saturated | NaN << 16
+  unsigned infinite = 0;
 
-  /// From the numbers, not from the bytes: ptxas of CUDA 13.0 gets tests of a byte out of two converted pairs wrong.
-  __device__ void count(Fp8 format, float x, float scaled) {
-    counts +=
-        static_cast<unsigned long long>(fabsf(scaled) > largest_fp8(format)) +
-        (static_cast<unsigned long long>(x != 0 && fabsf(scaled) <= largest_rounded_to_zero(format)) << 21) +
-        (static_cast<unsigned long long>(x != x) << 42);
-    values += static_cast<unsigned long long>(fabsf(x) == HUGE_VALF) +
-              (static_cast<unsigned long long>(x == 0) << 32);
+  // From the numbers, not from the bytes: ptxas of CUDA 13.0 gets tests of a byte out of two converted pairs wrong.
+  __device__ void count_small(Fp8 format, float x, float scaled) {
+    if (x == 0) small += 1;
+    if (x != 0 && fabsf(scaled) <= largest_rounded_to_zero(format)) small += 1u << 16;
   }
+  __device__ void count_large(Fp8 format, float x, float scaled) {
+    if (fabsf(scaled) > largest_fp8(format)) large += 1;
+    if (x != x) large += 1u << 16;
+    if (fabsf(x) == HUGE_VALF) infinite += 1;
+  }
+
   __device__ std::uint8_t cast(Fp8 format, float scale, float x) {
-    const std::uint8_t byte = fp8_byte(format, x * scale);
     amax = fmaxf(amax, fabsf(x));  // ignores NaN
-    count(format, x, x * scale);
-    return byte;
+    count_small(format, x, x * scale);
+    count_large(format, x, x * scale);
+    return fp8_byte(format, x * scale);
   }
-  /// The same for four numbers; the first becomes the lowest byte.
-  __device__ unsigned cast(Fp8 format, float scale, const float (&x)[4]) {
-    const float scales[4] = {scale, scale, scale, scale};
-    return cast(format, scales, x);
-  }
-  __device__ unsigned cast(Fp8 format, const float (&scales)[4], const float (&x)[4]) {
-    float scaled[4];
+  /// The same for N numbers, a multiple of 4; the first of each 4 becomes the lowest byte of a word.
+  template <int N>
+  __device__ void cast(Fp8 format, float scale, const float (&x)[N], unsigned (&words)[N / 4]) {
+    float scales[N];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < N; ++i) scales[i] = scale;
+    cast(format, scales, x, words);
+  }
+  template <int N>
+  __device__ void cast(Fp8 format, const float (&scales)[N], const float (&x)[N], unsigned (&words)[N / 4]) {
+    float scaled[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
       scaled[i] = x[i] * scales[i];
       amax = fmaxf(amax, fabsf(x[i]));
     }
-    const unsigned bytes = fp8_pair(format, scaled[0], scaled[1]) | fp8_pair(format, scaled[2], scaled[3])
-                                                                        << 16;
-    if (are_unremarkable(format, bytes)) return bytes;
+    fp8_words(format, scaled, words);
+    RemarkableBytes seen;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) count(format, x[i], scaled[i]);
-    return bytes;
+    for (int w = 0; w < N / 4; ++w) seen.look_at(format, words[w]);
+    if (seen.zeros) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) count_small(format, x[i], scaled[i]);
+    }
+    if (seen.largest) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) count_large(format, x[i], scaled[i]);
+    }
   }
 };
 
 /// Adds what a warp counted to the running totals.
 __device__ inline void record_counts(unsigned long long* counters, const CastTrace& trace) {
-  const bool any = __ballot_sync(kAllLanes, (trace.counts | trace.values) != 0) != 0;
-  const unsigned long long counts = any ? warp_reduce(trace.counts, Add{}) : 0;
-  const unsigned long long values = any ? warp_reduce(trace.values, Add{}) : 0;
-  if (threadIdx.x % 32 != 0 || !counters) return;
-  constexpr unsigned long long kMask = (1ull << 21) - 1;
-  const auto add = [&](CastCounter counter, unsigned long long count) {
-    if (count) atomicAdd(counters + counter, count);
+  if (__ballot_sync(kAllLanes, (trace.small | trace.large | trace.infinite) != 0) == 0) return;
+  const auto add = [&](CastCounter counter, unsigned count) {
+    const unsigned sum = warp_reduce(count, Add{});
+    if (threadIdx.x % 32 == 0 && counters && sum) {
+      atomicAdd(counters + counter, static_cast<unsigned long long>(sum));
+    }
   };
-  add(kCastSaturated, counts & kMask);
-  add(kCastUnderflowed, counts >> 21 & kMask);
-  add(kCastNan, counts >> 42);
-  add(kCastInfinite, values & 0xFFFFFFFFu);
-  add(kCastZeros, values >> 32);
+  add(kCastZeros, trace.small & 0xFFFFu);
+  add(kCastUnderflowed, trace.small >> 16);
+  add(kCastSaturated, trace.large & 0xFFFFu);
+  add(kCastNan, trace.large >> 16);
+  add(kCastInfinite, trace.infinite);
 }
 
 /// The same, and its amax. Bits of non-negative floats order like the floats. Reading first keeps most warps from the
@@ -214,15 +230,21 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
   const int n = (warp % 2 * 4 + lane % 4) * kPack, m = (warp / 2 * 8 + lane / 4) * kThreadRows;
   const std::int64_t column = tile.column + n, row = tile.row + m;
   if (column >= tile.cols || row >= tile.rows) return;
-  // Where a row is one operand, several are read before the first is written: more is under way at once. With more
-  // operands there is enough, and registers would run out.
-  constexpr int kAtOnce = F::kOperands == 1 && kOutputs == 1 ? kThreadRows : 1;
+  // Several rows are read before the first is written: more is under way at once, as far as there are registers.
+  constexpr int kAtOnce = F::kOperands * kOutputs <= 2         ? kThreadRows
+                          : F::kOperands <= 3 && kOutputs <= 2 ? kThreadRows / 2
+                                                               : 1;
   unsigned words[kOutputs][kPack / 4][kThreadRows] = {};
 #pragma unroll
   for (int first = 0; first < kThreadRows; first += kAtOnce) {
-    float results[kAtOnce][kOutputs][kPack];
+    Pack<T, kPack> results[kAtOnce][kOutputs];
 #pragma unroll
-    for (int r = 0; r < kAtOnce; ++r) f(min(row + first + r, tile.rows - 1), column, results[r]);
+    for (int r = 0; r < kAtOnce; ++r) {
+      float exact[kOutputs][kPack];
+      f(min(row + first + r, tile.rows - 1), column, exact);
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) results[r][o] = rounded<T>(exact[o]);
+    }
 #pragma unroll
     for (int r = 0; r < kAtOnce; ++r) {
       if (row + first + r >= tile.rows) continue;
@@ -231,14 +253,12 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
         const Sink<T>& sink = sinks[o];
         if (sink.values.data) sink.values.store(row + first + r, column, results[r][o]);
         if (!sink.quantizes()) continue;
+        float x[kPack];
+        widen(results[r][o], x);
         Pack<unsigned, kPack / 4> written;
+        traces[o].cast(sink.format, scales[o], x, written.at);
 #pragma unroll
-        for (int w = 0; w < kPack / 4; ++w) {
-          float x[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) x[i] = as_float(round_as<T>(results[r][o][4 * w + i]));
-          written.at[w] = words[o][w][first + r] = traces[o].cast(sink.format, scales[o], x);
-        }
+        for (int w = 0; w < kPack / 4; ++w) words[o][w][first + r] = written.at[w];
         if (sink.bytes.data)
           *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + first + r, column)) =
               written;
@@ -261,7 +281,7 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
 /// f(m, n, results) sets results[output][i] for the elements (m, n + i), i < N; F::kOperands says how many matrices it
 /// reads. One block per tile.
 template <int N, int kOutputs, typename T, typename F>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 5 - kOutputs)
     produce_tile(F f, std::array<Sink<T>, kOutputs> sinks, std::int64_t rows, std::int64_t cols) {
   __shared__ __align__(16) std::uint8_t bytes[kOutputs][kTileCols * kTilePitch];
   const std::int64_t across = (cols + kTileCols - 1) / kTileCols;
