@@ -32,7 +32,7 @@ done
 mkdir -p "$out"
 
 program() {  # the path of a program of the build
-  for candidate in "$build/$1" "$build/tests/$1"; do
+  for candidate in "$build/$1" "$build/tests/$1" "$build/bench/$1"; do
     [ -x "$candidate" ] && { realpath "$candidate"; return; }
   done
   echo "h100.sh: no $1 in $build: build it with cmake --preset cuda && cmake --build --preset cuda" >&2
@@ -126,9 +126,13 @@ for name in "${parts[@]}"; do
           model.context=512 train.batch=8 train.accumulation=1 train.eval_every=250 train.eval_batches=10 "run.dir=$out/124m-$precision"
       done
       ;;
-    profile)
-      part profile 120 ncu --clock-control none --csv --log-file "$out/profile.csv" --metrics gpu__time_duration.sum,dram__bytes.sum \
-        "$quaver" bench step configs/gated-1b.toml "$cuda" model.layers=4 --micro-batch 12 --context 2048 --steps 1
+    profile)  # every kernel of a step; needs -DQUAVER_BUILD_BENCH=ON
+      for precision in fp8 bf16; do
+        part profile 120 env CUDA_INJECTION64_PATH="$(program libkernel_times.so)" KERNEL_TIMES="$out/$precision.tsv" \
+          "$quaver" train configs/gated-1b.toml "$cuda" "data.path=$text" "precision=$precision" train.steps=7 train.batch=12 \
+          train.accumulation=1 train.eval_every=0 train.save_every=0 "run.dir=$out/profile-$precision"
+        part profile 30 "$python" bench/kernel_times.py "$out/$precision.tsv" --steps 2
+      done
       ;;
     *) echo "h100.sh: unknown part $name" >&2; failures=$((failures + 1)) ;;
   esac

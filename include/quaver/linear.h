@@ -90,10 +90,10 @@ class Linear : public Module {
   bool smooths_under(const Recipe& scope) const;
 
   /// For an input whose producer can write it again in backward, from what its own backward reads: an activation, a gate.
-  /// Forward then keeps nothing of it for wgrad where fprop and wgrad both read the FP8 of delayed scaling (the scale alone is kept), nor,
-  /// if `real`, where both read high precision. Other recipes, and smoothed inputs, are kept. Throws Error(usage) for an input that
-  /// other modules read.
-  void form_input_again(bool real);
+  /// Forward then keeps nothing of it for wgrad where fprop and wgrad both read the FP8 of delayed scaling, if `fp8` (the scale alone is
+  /// kept), or both high precision, if `real`. Other recipes, and smoothed inputs, are kept. Throws Error(usage) for an input that other
+  /// modules read.
+  void form_input_again(bool fp8, bool real);
 
   /// Where the producer of x [rows, in_features] should write it under the context's precision: FP8 bytes
   /// with this module's input quantizer, high precision, or both, as the GEMMs that will read it ask (wgrad only

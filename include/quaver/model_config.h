@@ -13,7 +13,7 @@ enum class GateActivation { sigmoid, sigmoid2, silu };  ///< sigmoid2 = 2 sigmoi
 enum class QkNorm { none, pre_rope, post_rope };
 enum class PositionKind { rope, learned };
 /// What backward computes again instead of keeping it: nothing, the products with an activation or a gate, every attention, or
-/// every block. FP8 copies of those products (delayed scaling) are never kept: see Linear::form_input_again.
+/// every block. Where there are no transposed copies, FP8 of those products (delayed scaling) is never kept.
 enum class Recompute { none, gated, attention, block };
 enum class Activation { swiglu, geglu, gelu };  ///< gelu has no gate operand
 

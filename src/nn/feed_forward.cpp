@@ -7,7 +7,8 @@ FeedForward::FeedForward(Backend& backend, const ModelConfig& config)
       kind_(config.mlp),
       up_proj_(backend, {config.width, config.ffn_width, 0, config.mlp_bias ? config.ffn_width : 0}),
       down_proj_(backend, {config.ffn_width, config.width, 0, config.mlp_bias ? config.width : 0}) {
-  down_proj_.form_input_again(config.recompute == Recompute::gated);
+  const bool again = config.recompute == Recompute::gated;
+  down_proj_.form_input_again(again || !backend.needs_transposed_fp8(), again);
   if (kind_ == Activation::gelu) return;
   gate_proj_ = std::make_unique<Linear>(backend, up_proj_.options());
   gate_proj_->share_input_of(up_proj_);

@@ -4,19 +4,20 @@
 
 namespace quaver {
 
-void Linear::form_input_again(bool real) {
+void Linear::form_input_again(bool fp8, bool real) {
   require(input_readers() == 1,
           "linear: an input that {} modules read cannot be formed again for one of them", input_readers());
-  forms_fp8_again_ = true;
+  forms_fp8_again_ = fp8;
   forms_real_again_ = real;
 }
 
 bool Linear::forms_input_again(const Recipes& recipes) const {
-  if (!forms_fp8_again_ || smooths(recipes)) return false;
+  if (smooths(recipes)) return false;
   const Reading fprop = reading_of(recipes, OperandRole::input, Gemm::fprop),
                 wgrad = reading_of(recipes, OperandRole::input, Gemm::wgrad);
   if (fprop.kind != wgrad.kind) return false;
-  return fprop.kind == Reading::Kind::delayed || (fprop.kind == Reading::Kind::real && forms_real_again_);
+  return (fprop.kind == Reading::Kind::delayed && forms_fp8_again_) ||
+         (fprop.kind == Reading::Kind::real && forms_real_again_);
 }
 
 Output Linear::make_input_again(Context& context, const Saved& saved) {

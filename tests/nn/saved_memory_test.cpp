@@ -29,24 +29,28 @@ ModelConfig base_config() {
 }
 
 /// docs/manual.md, "What is kept for backward": bytes of all layers, the last norm and lm_head.
-std::int64_t expected_bytes(const ModelConfig& config, bool fp8) {
+/// `transposes`: the backend's products read transposed copies.
+std::int64_t expected_bytes(const ModelConfig& config, bool fp8, bool transposes) {
   const std::int64_t q = kHeads * kHeadDim, kv = kKvHeads * kHeadDim, gate = gate_features(config);
   const std::int64_t statistics = config.norm == NormKind::layer ? 8 : 4;
   const std::int64_t element = fp8 ? 1 : 2;  // of a Linear's input
-  const bool keeps_products = !fp8 && config.recompute != Recompute::gated;
+  const bool keeps_products = (!fp8 || transposes) && config.recompute != Recompute::gated;
   const bool turned_apart = config.qk_norm != QkNorm::none;
   // Stream, statistics and result of a norm; and so for the last one.
   const std::int64_t norm = 2 * kWidth + statistics + element * kWidth;
   std::int64_t layer = 2 * norm;
   layer += 2 * (q + 2 * kv + gate) + (turned_apart ? 2 * (q + kv) : 0);
   layer += 2 * q + 4 * kHeads;
-  if (gate > 0 && keeps_products) layer += 2 * q;
+  if (gate > 0 && keeps_products) layer += element * q;
   if (gate == 0 && fp8) layer += q;  // the cast of o; in BF16 it is o itself
   layer += config.mlp == Activation::gelu ? 2 * kFeedForward : 4 * kFeedForward;
-  if (keeps_products) layer += 2 * kFeedForward;
+  if (keeps_products) layer += element * kFeedForward;
   std::int64_t bytes = kRows * (config.layers * layer + norm);
-  // Inverse scales of the casts that are kept, and one tensor of the scales of those that are formed again.
-  if (fp8) bytes += kBlock * (config.layers * (gate == 0 ? 3 : 2) + 1) + kBlock;
+  if (fp8) {
+    // Inverse scales of the casts that are kept, and one tensor of the scales of those that are formed again.
+    const std::int64_t casts = 2 + (gate == 0 || keeps_products ? 1 : 0) + (keeps_products ? 1 : 0);
+    bytes += kBlock * (config.layers * casts + 1) + (keeps_products ? 0 : kBlock);
+  }
   return bytes;
 }
 
@@ -96,7 +100,8 @@ TEST_P(SavedMemoryTest, IsWhatTheDocumentSays) {
   forms[5].packed_qkv = false;
   for (std::size_t form = 0; form < forms.size(); ++form) {
     for (const bool fp8 : {true, false})
-      EXPECT_EQ(bytes_kept(forms[form], fp8), expected_bytes(forms[form], fp8))
+      EXPECT_EQ(bytes_kept(forms[form], fp8),
+                expected_bytes(forms[form], fp8, backend->needs_transposed_fp8()))
           << "form " << form << (fp8 ? ", fp8" : ", bf16");
   }
 }
@@ -108,7 +113,7 @@ struct Projection {
     backend.fill(linear.bias()->value, 0);
     ++linear.weight().version;
     ++linear.bias()->version;
-    if (again) linear.form_input_again(real);
+    if (again) linear.form_input_again(true, real);
   }
   /// Everything that `steps` of forward and backward leave behind.
   std::vector<std::vector<float>> train(bool fp8, const GemmPolicies& policy, const Recipe& recipe) {
@@ -211,7 +216,7 @@ TEST_P(SavedMemoryTest, AnInputOfSeveralModulesIsKept) {
   Linear leader(*backend, {kWidth, kWidth, 0, 0}), sibling(*backend, {kWidth, kWidth, 0, 0});
   sibling.share_input_of(leader);
   EXPECT_TRUE(
-      contains(error_message(ErrorKind::usage, [&] { leader.form_input_again(false); }), "2 modules"));
+      contains(error_message(ErrorKind::usage, [&] { leader.form_input_again(true, false); }), "2 modules"));
 }
 
 /// The emulation, and a device if there is one.

@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Where a step's time on the GPU goes, from the file that bench/kernel_times.cpp's library wrote.
+
+usage: kernel_times.py TIMES.tsv [--mark PART_OF_A_NAME] [--steps N] [--top N]
+
+A step is what lies between two kernels named --mark, of which there is one a micro-batch (by default the first of embedding's
+backward); the last --steps steps are averaged. Prints a table by kernel: launches a step, milliseconds a step, share of the step; then the time between kernels.
+"""
+import argparse
+import re
+from collections import defaultdict
+
+
+def short(name):
+    """A kernel's name without its arguments, and with template arguments cut to what tells kernels apart."""
+    name = re.sub(r"\(anonymous namespace\)::|quaver::|cuda::|void ", "", name)
+    name = re.sub(r"\((?:int|unsigned int|bool|unsigned long)\)", "", name)
+    return name.split("(")[0][:110]
+
+
+def steps_of(records, mark):
+    """Lists of records, each from one kernel named mark to the next."""
+    marks = [index for index, record in enumerate(records) if mark in record[2]]
+    return [records[first:last] for first, last in zip(marks, marks[1:])]
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("times")
+    arguments.add_argument("--mark", default="count_rows")
+    arguments.add_argument("--steps", type=int, default=1)
+    arguments.add_argument("--top", type=int, default=60)
+    options = arguments.parse_args()
+    with open(options.times) as file:
+        records = [(int(start), int(duration), name) for start, duration, name in (line.rstrip("\n").split("\t", 2) for line in file)]
+    steps = steps_of(records, options.mark)[-options.steps :]
+    if not steps:
+        raise SystemExit(f"{options.times}: fewer than two kernels whose name contains {options.mark}")
+    launches, busy = defaultdict(int), defaultdict(int)
+    span = sum(step[-1][0] + step[-1][1] - step[0][0] for step in steps)
+    for step in steps:
+        for _, duration, name in step:
+            launches[short(name)] += 1
+            busy[short(name)] += duration
+    ms = 1e-6 / len(steps)
+    print(f"{len(steps)} steps, each {span * ms:.3f} ms from first to last kernel\n")
+    print("| kernel | launches | ms | share |\n|---|---|---|---|")
+    for name in sorted(busy, key=busy.get, reverse=True)[: options.top]:
+        print(f"| `{name}` | {launches[name] / len(steps):.0f} | {busy[name] * ms:.3f} | {busy[name] / span:.1%} |")
+    total = sum(busy.values())
+    print(f"| all kernels | {sum(launches.values()) / len(steps):.0f} | {total * ms:.3f} | {total / span:.1%} |")
+    print(f"| between kernels | | {(span - total) * ms:.3f} | {1 - total / span:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
