@@ -88,7 +88,8 @@ void write_times() {
   cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
   const std::lock_guard lock(recording().mutex);
   auto& intervals = recording().intervals;
-  std::sort(intervals.begin(), intervals.end(), [](const Interval& a, const Interval& b) { return a.start < b.start; });
+  std::sort(intervals.begin(), intervals.end(),
+            [](const Interval& a, const Interval& b) { return a.start < b.start; });
   const char* path = std::getenv("KERNEL_TIMES");
   std::FILE* file = std::fopen(path ? path : "kernel_times.tsv", "w");
   if (!file) {
@@ -106,7 +107,8 @@ void write_times() {
 // Called by the driver when the program starts to use it.
 extern "C" int InitializeInjection() {
   require(cuptiActivityRegisterCallbacks(give_buffer, take_buffer), "cuptiActivityRegisterCallbacks");
-  for (const auto kind : {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMSET, CUPTI_ACTIVITY_KIND_MEMCPY})
+  for (const auto kind :
+       {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL, CUPTI_ACTIVITY_KIND_MEMSET, CUPTI_ACTIVITY_KIND_MEMCPY})
     require(cuptiActivityEnable(kind), "cuptiActivityEnable");
   std::atexit(write_times);
   return 1;

@@ -252,7 +252,7 @@ TEST_P(RecomputeTest, LessIsKeptForBackward) {
                        block = bytes_kept(Recompute::block, fp8);
     EXPECT_LT(attention, all);
     const std::int64_t gated = bytes_kept(Recompute::gated, fp8);
-    if (fp8) {
+    if (fp8 && !backend->needs_transposed_fp8()) {
       EXPECT_EQ(gated, all) << "FP8 copies are formed again anyway";
     } else {
       EXPECT_LT(gated, all);
