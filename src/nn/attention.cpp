@@ -47,8 +47,7 @@ Attention::Attention(Backend& backend, const ModelConfig& config, const Rotary* 
     }
   }
   out_proj_ = make_linear(backend, q_columns_, config.width, config.out_bias);
-  const bool again = config.recompute == Recompute::gated;
-  if (gate_columns_ > 0) out_proj_->form_input_again(again || !backend.needs_transposed_fp8(), again);
+  if (gate_columns_ > 0) form_product_again(*out_proj_, backend, config.recompute);
 }
 
 Output Attention::make_input(Context& context, std::int64_t rows) {

@@ -1,5 +1,7 @@
 #include "nn/feed_forward.h"
 
+#include "nn/recompute.h"
+
 namespace quaver {
 
 FeedForward::FeedForward(Backend& backend, const ModelConfig& config)
@@ -7,8 +9,7 @@ FeedForward::FeedForward(Backend& backend, const ModelConfig& config)
       kind_(config.mlp),
       up_proj_(backend, {config.width, config.ffn_width, 0, config.mlp_bias ? config.ffn_width : 0}),
       down_proj_(backend, {config.ffn_width, config.width, 0, config.mlp_bias ? config.width : 0}) {
-  const bool again = config.recompute == Recompute::gated;
-  down_proj_.form_input_again(again || !backend.needs_transposed_fp8(), again);
+  form_product_again(down_proj_, backend, config.recompute);
   if (kind_ == Activation::gelu) return;
   gate_proj_ = std::make_unique<Linear>(backend, up_proj_.options());
   gate_proj_->share_input_of(up_proj_);

@@ -2,6 +2,11 @@
 
 namespace quaver {
 
+void form_product_again(Linear& reader, const Backend& backend, Recompute recompute) {
+  const bool asked = recompute == Recompute::gated;
+  reader.form_input_again(asked || !backend.needs_transposed_fp8(), asked);
+}
+
 void keep_scales(Backend& backend, std::span<Tensor* const> scales) {
   if (scales.empty()) return;
   const auto count = static_cast<std::int64_t>(scales.size());

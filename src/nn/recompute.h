@@ -6,8 +6,14 @@
 
 #include "quaver/autocast.h"
 #include "quaver/backend.h"
+#include "quaver/linear.h"
+#include "quaver/model_config.h"
 
 namespace quaver {
+
+/// For the Linear behind an activation or a gate: its input is formed again in backward if model.recompute asks for it, and in FP8
+/// wherever that costs next to nothing, which is where products read no transposed copies.
+void form_product_again(Linear& reader, const Backend& backend, Recompute recompute);
 
 /// Replaces scales (f32[1]) of slots, which the end of the Autocast scope changes, by copies: one launch for all of them.
 void keep_scales(Backend& backend, std::span<Tensor* const> scales);

@@ -378,7 +378,7 @@ void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tens
   operands.expect_real_matrix(logits, "logits");
   operands.expect_contiguous(targets, "targets", DType::i32, {logits.rows()});
   operands.expect_contiguous(losses, "losses", DType::f32, {logits.rows()});
-  if (dlogits.values || dlogits.quantized.defined()) {
+  if (is_wanted(dlogits)) {
     operands.expect_output(dlogits, "dlogits", logits.dtype(), logits.shape());
   }
 }

@@ -6,6 +6,11 @@
 
 namespace quaver {
 
+/// Whether an output that may be absent asks for something.
+inline bool is_wanted(const Output& output) {
+  return output.values.defined() || output.quantized.defined();
+}
+
 /// Which operands a backend multiplies beside real ones of one type: FP8 with one scale each; two in blocks as well; anything
 /// quantised or BF16 beside another.
 enum class OperandForms { one_scale, blocks, any };

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "base/check.h"
+#include "ops/contracts.h"
 #include "quaver/backend.h"
 #include "tensor/shape_text.h"
 
@@ -68,8 +69,7 @@ class Operands {
   }
   /// An Output of the shape of x, whose high-precision part has x's type.
   void expect_output(const Output& output, const char* name, DType dtype, const Shape& shape) const {
-    require(output.values.defined() || output.quantized.defined(), "{}: output {} asks for nothing",
-            operation_, name);
+    require(is_wanted(output), "{}: output {} asks for nothing", operation_, name);
     if (output.values) expect(output.values, name, dtype, shape);
     if (!output.quantized.defined()) return;
     const DType format = output.quantizer.format;
@@ -81,7 +81,7 @@ class Operands {
   /// A result of forward that a backward writes again, or nothing; its transposed bytes alone if the backend has them so.
   void expect_output_again(const Output& output, const char* name, DType dtype, const Shape& shape,
                            bool transposed_alone) const {
-    if (!output.values && !output.quantized.defined()) return;
+    if (!is_wanted(output)) return;
     if (output.quantized.bytes || !transposed_alone) return expect_output(output, name, dtype, shape);
     if (output.values) expect(output.values, name, dtype, shape);
     if (output.quantized.defined()) expect_cast(output, name, shape);

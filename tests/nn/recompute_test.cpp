@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "quaver/backend.h"
 #include "quaver/language_model.h"
+#include "support/saved_bytes.h"
 #include "support/test_backends.h"
 
 namespace quaver {
@@ -144,21 +145,7 @@ class RecomputeTest : public ::testing::TestWithParam<std::string> {
   std::int64_t bytes_kept(Recompute recompute, bool fp8) {
     ModelConfig config = small_config();
     config.recompute = recompute;
-    LanguageModel model(backend, config, 1);
-    Context context(*backend);
-    const TokenBatch batch = tokens(config, 0);
-    const auto forward = [&](LanguageModel::Saved& saved) {
-      const Autocast scope(context, fp8, DelayedScaling{.amax_history_len = 3});
-      model.forward(context, batch, &saved);
-    };
-    {
-      LanguageModel::Saved warm_up;  // copies of weights and slots are made
-      forward(warm_up);
-    }
-    const std::int64_t before = backend->memory_use().in_use;
-    LanguageModel::Saved saved;
-    forward(saved);
-    return backend->memory_use().in_use - before;
+    return testing::saved_bytes(backend, config, tokens(config, 0), fp8);
   }
 };
 

@@ -5,6 +5,7 @@
 #include "quaver/backend.h"
 #include "quaver/language_model.h"
 #include "support/errors.h"
+#include "support/saved_bytes.h"
 #include "support/test_backends.h"
 
 namespace quaver {
@@ -66,23 +67,6 @@ class SavedMemoryTest : public ::testing::TestWithParam<std::string> {
     }
     return {1, kRows, upload(*backend, ids, {kRows}), upload(*backend, positions, {kRows}), {}};
   }
-  std::int64_t bytes_kept(const ModelConfig& config, bool fp8) {
-    LanguageModel model(backend, config, 1);
-    Context context(*backend);
-    const TokenBatch batch = tokens();
-    const auto forward = [&](LanguageModel::Saved& saved) {
-      const Autocast scope(context, fp8, DelayedScaling{.amax_history_len = 3});
-      model.forward(context, batch, &saved);
-    };
-    {
-      LanguageModel::Saved warm_up;  // copies of weights and slots are made
-      forward(warm_up);
-    }
-    const std::int64_t before = backend->memory_use().in_use;
-    LanguageModel::Saved saved;
-    forward(saved);
-    return backend->memory_use().in_use - before;
-  }
 };
 
 TEST_P(SavedMemoryTest, IsWhatTheDocumentSays) {
@@ -100,7 +84,7 @@ TEST_P(SavedMemoryTest, IsWhatTheDocumentSays) {
   forms[5].packed_qkv = false;
   for (std::size_t form = 0; form < forms.size(); ++form) {
     for (const bool fp8 : {true, false})
-      EXPECT_EQ(bytes_kept(forms[form], fp8),
+      EXPECT_EQ(testing::saved_bytes(backend, forms[form], tokens(), fp8),
                 expected_bytes(forms[form], fp8, backend->needs_transposed_fp8()))
           << "form " << form << (fp8 ? ", fp8" : ", bf16");
   }

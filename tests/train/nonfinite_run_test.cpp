@@ -47,12 +47,6 @@ class NonFiniteRunTest : public ::testing::Test {
     }
     return bytes;
   }
-  std::vector<nlohmann::json> metrics() const {
-    std::vector<nlohmann::json> lines;
-    std::istringstream text(read_file(metrics_path(config.run.dir)));
-    for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
-    return lines;
-  }
 
   TemporaryFolder folder;
   RunConfig config;
@@ -64,7 +58,7 @@ TEST_F(NonFiniteRunTest, SkippedStepsAreLoggedAndTheRunEnds) {
   EXPECT_EQ(result.steps, 6);
   EXPECT_EQ(result.skipped, 2);
   EXPECT_TRUE(std::isfinite(result.train.nats));
-  const auto lines = metrics();
+  const auto lines = read_metrics(config);
   ASSERT_EQ(lines.size(), 6u);
   for (const auto& line : lines) {
     const bool skipped = line["step"] == 2 || line["step"] == 5;

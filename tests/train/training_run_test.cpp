@@ -23,13 +23,6 @@ class TrainingRunTest : public testing::Test {
   }
   std::string file(const std::string& name) const { return config.run.dir + "/" + name; }
 
-  std::vector<nlohmann::json> metrics() const {
-    std::vector<nlohmann::json> lines;
-    std::istringstream text(read_file(metrics_path(config.run.dir)));
-    for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
-    return lines;
-  }
-
   TemporaryFolder folder;
   RunConfig config;
   TrainingObserver silent;
@@ -83,7 +76,7 @@ TEST_F(TrainingRunTest, TwoRunsWriteTheSameModel) {
 TEST_F(TrainingRunTest, MetricsHaveOneObjectAStep) {
   config.train.eval_every = 4;
   const TrainingResult result = run_training(config, silent);
-  const auto lines = metrics();
+  const auto lines = read_metrics(config);
   ASSERT_EQ(lines.size(), 6u);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     EXPECT_EQ(lines[i].at("step"), i + 1);
@@ -123,7 +116,7 @@ TEST_F(TrainingRunTest, ANanInAGradientKeepsTheLastSavedModel) {
   const std::string message = error_message(ErrorKind::non_finite, [&] { run_training(config, saboteur); });
   EXPECT_TRUE(contains(message, "step 4: loss ")) << message;
   EXPECT_EQ(load_run(config.run.dir).step, 2);
-  EXPECT_EQ(metrics().size(), 3u);
+  EXPECT_EQ(read_metrics(config).size(), 3u);
   EXPECT_GT(loaded_validation_loss(config.run.dir), 0);
 }
 

@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 
 #include <limits>
-
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
+#include "base/files.h"
 #include "quaver/backend.h"
 #include "quaver/language_model.h"
 #include "support/temporary_folder.h"
@@ -63,6 +65,14 @@ inline BatchSource training_batches(const RunConfig& config) {
 inline ValidationBatches validation_batches(const RunConfig& config) {
   const TokenData data = load_token_data(config.data, config.model.context, config.model.vocab);
   return ValidationBatches(data.validation, data.rules, config.model.context, config.train.batch);
+}
+
+/// The lines of a run's metrics.jsonl.
+inline std::vector<nlohmann::json> read_metrics(const RunConfig& config) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream text(read_file(metrics_path(config.run.dir)));
+  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
 }
 
 /// The validation loss of what a run saved last.

@@ -48,7 +48,7 @@ void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& targets, floa
                                 .gradient_scale = gradient_scale,
                                 .largest = largest.data() + piece.row,
                                 .sum = sum.data() + piece.row,
-                                .wants_gradient = dlogits.values.defined() || dlogits.quantized.defined(),
+                                .wants_gradient = is_wanted(dlogits),
                                 .exponentials = exponentials.data<float>() + thread * logits.cols(),
                                 .shifts = shifts.data<float>() + thread * shifts.cols()};
     kernels_.cross_entropy->rows(real, piece.extent, loss, production.at(piece, real));

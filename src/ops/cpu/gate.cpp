@@ -61,7 +61,7 @@ void CpuBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tens
                                          part(const_rows(dy), piece, real), part(const_rows(g), gates, real),
                                          part(const_rows(o), piece, real), part(rows_of(dg), gates, real),
                                          part(rows_of(d_o), piece, real));
-    if (y.values || y.quantized.defined())
+    if (is_wanted(y))
       kernels_.pointwise->grouped(curve_of(kind), real, gates.extent, o.cols() / g.cols(),
                                   part(const_rows(g), gates, real), part(const_rows(o), piece, real),
                                   again.at(piece, real));

@@ -1,5 +1,7 @@
 #include "ops/cpu/gated.h"
 
+#include "ops/contracts.h"
+
 namespace quaver::cpu {
 
 void gated(const Threads& threads, const PointwiseKernels& kernels, Curve curve, const Tensor& g,
@@ -28,7 +30,7 @@ void gated_backward(const Threads& threads, const PointwiseKernels& kernels, Cur
     kernels.gated_backward(curve, real, piece.extent, part(const_rows(d), piece, real),
                            part(const_rows(g), piece, real), part(const_rows(u), piece, real),
                            dg_production.at(piece, real), du_production.at(piece, real));
-    if (out.values || out.quantized.defined())
+    if (is_wanted(out))
       kernels.gated(curve, real, piece.extent, part(const_rows(g), piece, real),
                     part(const_rows(u), piece, real), again.at(piece, real));
   });

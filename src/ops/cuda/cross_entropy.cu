@@ -105,7 +105,7 @@ void DeviceBackend::cross_entropy(const Tensor& logits, const Tensor& targets, f
     const Matrix<T> z = matrix_of<T>(logits);
     launch("cross_entropy", pack ? row_losses<kPack, T> : row_losses<1, T>, {rows, kThreads}, stream(), z,
            cols, targets.data<std::int32_t>(), lse.data<float>(), losses.data<float>(), faults_.data<int>());
-    if (!dlogits.values && !dlogits.quantized.defined()) return;
+    if (!is_wanted(dlogits)) return;
     produce<T, 1>("cross_entropy",
                   LogitGradient<T>{z, targets.data<std::int32_t>(), lse.data<float>(), gradient_scale},
                   {dlogits}, rows, cols, pack, stream());

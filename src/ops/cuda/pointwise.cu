@@ -139,10 +139,6 @@ __global__ void __launch_bounds__(kGateThreads)
   if (inside && lane == 0) *dg.address(m, head) = round_as<T>(sum);
 }
 
-bool is_wanted(const Output& output) {
-  return output.values || output.quantized.defined();
-}
-
 void gated(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y, Stream stream) {
   with_real(o.dtype(), [&]<typename T>(T) {
     if (o.cols() == g.cols()) {

@@ -24,7 +24,7 @@ void ReferenceBackend::cross_entropy(const Tensor& logits, const Tensor& targets
                                      const Tensor& losses, const Output& dlogits) {
   check_cross_entropy(logits, targets, losses, dlogits);
   const reference::RealMatrix z(logits);
-  const bool wants_gradient = dlogits.values.defined() || dlogits.quantized.defined();
+  const bool wants_gradient = is_wanted(dlogits);
   std::optional<reference::Producer> gradient;
   if (wants_gradient) gradient.emplace(dlogits, logits.dtype());
   for (std::int64_t m = 0; m < logits.rows(); ++m) {
