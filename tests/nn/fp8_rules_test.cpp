@@ -101,7 +101,9 @@ TEST_P(Fp8RulesTest, RecordsNameTheKernelThatRan) {
   const std::string in_fp8 = kernel_of(true, kRows), in_bf16 = kernel_of(false, kRows);
   EXPECT_EQ(kernel_of(true, kRows), in_fp8);
   EXPECT_FALSE(in_bf16.empty());
-  if (GetParam() == "reference") EXPECT_EQ(in_fp8, "reference");
+  if (GetParam() == "reference") {
+    EXPECT_EQ(in_fp8, "reference");
+  }
   if (GetParam() != "cpu") return;
   EXPECT_NE(in_fp8.find("e4m3, widened to bf16 while packing, few rows"), std::string::npos) << in_fp8;
   EXPECT_EQ(in_bf16.find("widened"), std::string::npos) << in_bf16;
