@@ -135,9 +135,12 @@ TEST(LinearRecipes, ACastOfTheWeightKeepsItsPlace) {
     layer.set_weight(9);
     const QuantizedTensor second = cast_of_step();  // though somebody still holds the first
     EXPECT_EQ(second.bytes.raw(), first.bytes.raw()) << describe(recipe);
-    if (first.scale_inv) EXPECT_EQ(second.scale_inv.raw(), first.scale_inv.raw()) << describe(recipe);
-    if (first.blocks.scale_inv)
+    if (first.scale_inv) {
+      EXPECT_EQ(second.scale_inv.raw(), first.scale_inv.raw()) << describe(recipe);
+    }
+    if (first.blocks.scale_inv) {
       EXPECT_EQ(second.blocks.scale_inv.raw(), first.blocks.scale_inv.raw()) << describe(recipe);
+    }
     fresh.set_weight(9);
     EXPECT_EQ(layer.run(context, recipe), fresh.run(fresh_context, recipe)) << describe(recipe);
   }

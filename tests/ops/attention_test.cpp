@@ -122,8 +122,9 @@ void expect_same_kinds(const std::vector<float>& found, const std::vector<float>
 
 class AttentionTest : public ::testing::Test {
  protected:
-  void expect_near_reference(const Case& c) {
-    const Inputs inputs = inputs_of(*reference_, c);
+  void expect_near_reference(const Case& c) { expect_near_reference(c, inputs_of(*reference_, c)); }
+
+  void expect_near_reference(const Case& c, const Inputs& inputs) {
     const Results expected = run(*reference_, c, inputs);
     const float bound = c.dtype == DType::f32 ? kF32Bound : kBf16Bound;
     for (const auto& backend : levels_) {
@@ -234,6 +235,20 @@ TEST_F(AttentionTest, OneQueryOverACacheGivesTheRowOfTheWhole) {
 }
 
 // Scores in the thousands: only exponentials of differences from the maximum are finite.
+// Sums keep the scale of a row's first scores until later ones are 2^8 times as large: scores that grow by less than that and by
+// more, and that fall, from one block of 96 keys to the next.
+TEST_F(AttentionTest, ScoresMayGrowAlongTheKeys) {
+  for (float growth : {3.5f, 5.5f, 6.0f, 40.0f, -40.0f}) {
+    const Case c{DType::f32, 1, 300, 300, 1, 1, 16};
+    const Inputs inputs = inputs_of(*reference_, c);
+    for (std::int64_t i = 0; i < c.query_len; ++i) {
+      inputs.q.data<float>()[i * inputs.q.row_stride()] = std::sqrt(static_cast<float>(c.head_dim));
+      inputs.k.data<float>()[i * inputs.k.row_stride()] = growth * static_cast<float>(i / 96);
+    }
+    expect_near_reference(c, inputs);
+  }
+}
+
 TEST_F(AttentionTest, LargeScoresStayFinite) {
   const Case c{DType::f32, 1, 100, 100, 1, 1, 16};
   const Inputs inputs = inputs_of(*reference_, c);

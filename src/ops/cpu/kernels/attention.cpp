@@ -41,37 +41,46 @@ std::int64_t forward_scratch(const AttentionSequence& sequence) {
   return ForwardScratch<T>(sizes, nullptr).size;
 }
 
-/// One row of scores to probabilities, after which earlier sums of the row are in units of the new maximum.
+/// How far scores may exceed what a row's sums count as its maximum before the sums are rescaled: 2^8 more is no danger to FP32,
+/// and what is stored in BF16 is as precise at any scale. Most rows are scaled once, at their first block.
+constexpr float kSlack = 8;
+
+/// Makes `maximum` what the row's earlier sums are in units of.
+template <typename T>
+void rescale_row(const ForwardScratch<T>& scratch, std::int64_t row, float maximum, std::int64_t width) {
+  const f32x16 shrink = exp2(f32s(scratch.maximum[row] - maximum));
+  float *weights = scratch.weights + row * kLanes, *out = scratch.out + row * width;
+  store(load(weights, Full{}) * shrink, weights, Full{});
+  for (std::int64_t d = 0; d < width; d += kLanes) store(load(out + d, Full{}) * shrink, out + d, Full{});
+  scratch.maximum[row] = maximum;
+}
+
+/// One row of scores to probabilities.
 template <typename T>
 void softmax_row(const ForwardScratch<T>& scratch, std::int64_t row, KeyRange range, float scale,
                  std::int64_t width) {
+  constexpr Whole<kScoreVectors> kWhole;
   float* scores = scratch.scores + row * kKeyBlock;
   T* probabilities = scratch.probabilities + row * kKeyBlock;
   if (range.lo == range.hi) return fill_outside(probabilities, range, T{});
-  fill_outside(scores, range, -__builtin_inff());
-  f32x16 x[kKeyVectors];
-  f32x16 block_maximum = f32s(scratch.maximum[row]);
-#pragma GCC unroll 6
-  for (int v = 0; v < kKeyVectors; ++v) {
-    x[v] = load(scores + v * kLanes, Full{}) * scale;
-    block_maximum = max(block_maximum, x[v]);
+  const std::int64_t end = round_up(range.hi, kScores);
+  fill_outside(scores, range, -__builtin_inff(), end);
+  f32x16 largest_scores = f32s(-__builtin_inff());
+  for (std::int64_t i = 0; i < end; i += kScores) {
+    largest_scores = max_each(load(scores + i, kWhole) * scale, largest_scores);
   }
-  const float maximum = largest(block_maximum);
+  const float maximum = largest(largest_scores);
+  // A NaN is to reach the sums: it fails the comparison.
+  if (!(maximum <= scratch.maximum[row] + kSlack)) rescale_row(scratch, row, maximum, width);
+  const float base = scratch.maximum[row];
   f32x16 weights = load(scratch.weights + row * kLanes, Full{});
-  if (maximum != scratch.maximum[row]) {
-    const f32x16 shrink = exp2(f32s(scratch.maximum[row] - maximum));
-    weights = weights * shrink;
-    float* out = scratch.out + row * width;
-    for (std::int64_t d = 0; d < width; d += kLanes) store(load(out + d, Full{}) * shrink, out + d, Full{});
-    scratch.maximum[row] = maximum;
-  }
-#pragma GCC unroll 6
-  for (int v = 0; v < kKeyVectors; ++v) {
-    const f32x16 p = exp2(x[v] - maximum);
-    weights += p;
-    store(p, probabilities + v * kLanes, Full{});
+  for (std::int64_t i = 0; i < end; i += kScores) {
+    const Scores p = exp2(load(scores + i, kWhole) * scale - base);
+    weights = add_each(weights, p);
+    store(p, probabilities + i, kWhole);
   }
   store(weights, scratch.weights + row * kLanes, Full{});
+  for (std::int64_t i = end; i < kKeyBlock; ++i) probabilities[i] = T{};
 }
 
 template <typename T>

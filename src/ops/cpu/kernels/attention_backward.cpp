@@ -82,16 +82,14 @@ NonfiniteQueries begin_queries(const AttentionSequence& sequence, const Attentio
 /// p = exp(score - lse), ds = p * (dp - delta) * scale; zero where the query does not see the key.
 template <typename T>
 void differentiate_row(const BackwardScratch<T>& scratch, std::int64_t row, KeyRange range, float scale) {
+  constexpr Whole<kScoreVectors> kWhole;
   const std::int64_t at = row * kKeyBlock;
-  if (range.lo != range.hi) {
-    const f32x16 lse = f32s(scratch.lse[row]), delta = f32s(scratch.delta[row]);
-#pragma GCC unroll 6
-    for (int v = 0; v < kKeyVectors; ++v) {
-      const f32x16 p = exp2(load(scratch.scores + at + v * kLanes, Full{}) * (scale * kLog2E) - lse);
-      const f32x16 ds = p * (load(scratch.dp + at + v * kLanes, Full{}) - delta) * scale;
-      store(p, scratch.p + at + v * kLanes, Full{});
-      store(ds, scratch.ds + at + v * kLanes, Full{});
-    }
+  const float lse = scratch.lse[row], delta = scratch.delta[row];
+  for (std::int64_t i = at; i < at + range.hi; i += kScores) {
+    const Scores p = exp2(load(scratch.scores + i, kWhole) * (scale * kLog2E) - lse);
+    const Scores ds = p * (load(scratch.dp + i, kWhole) - delta) * scale;
+    store(p, scratch.p + i, kWhole);
+    store(ds, scratch.ds + i, kWhole);
   }
   fill_outside(scratch.p + at, range, T{});
   fill_outside(scratch.ds + at, range, T{});

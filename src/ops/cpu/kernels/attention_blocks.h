@@ -17,8 +17,13 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.69314718f;
-constexpr int kKeyVectors = kKeyBlock / kLanes;
-static_assert(kKeyBlock % kLanes == 0 && kKeyBlock % kRows == 0 && kQueryBlock % kRows == 0);
+static_assert(kKeyBlock % kRows == 0 && kQueryBlock % kRows == 0);
+
+/// Scores that are made probabilities, or their gradients, at once.
+constexpr int kScoreVectors = 2;
+constexpr std::int64_t kScores = kScoreVectors * kLanes;
+using Scores = F32<kScoreVectors>;
+static_assert(kKeyBlock % kScores == 0);
 
 template <typename T>
 struct ElementOf;
@@ -166,10 +171,11 @@ void multiply_over_queries(const BlockPair& pair, PackedRows weights, const floa
                        });
 }
 
+/// Of a row's first `end` elements.
 template <typename T>
-void fill_outside(T* row, KeyRange range, T value) {
+void fill_outside(T* row, KeyRange range, T value, std::int64_t end = kKeyBlock) {
   for (std::int64_t i = 0; i < range.lo; ++i) row[i] = value;
-  for (std::int64_t i = range.hi; i < kKeyBlock; ++i) row[i] = value;
+  for (std::int64_t i = range.hi; i < end; ++i) row[i] = value;
 }
 
 template <typename T>
@@ -256,12 +262,13 @@ void add_nonfinite(const AttentionSequence& sequence, const BlockPair& pair, con
 
 /// 2^x for x <= 127, relative error below 2e-7; 0 below -126; NaN for a NaN that arithmetic made. Polynomial
 /// of 2^r, |r| <= 1/2: Cephes exp2f (S. Moshier).
-[[gnu::always_inline]] inline f32x16 exp2(f32x16 x) {
+template <int N>
+[[gnu::always_inline]] inline F32<N> exp2(F32<N> x) {
   // 1.5 * 2^23: adding it rounds, and leaves the integer in the low bits.
   constexpr float kRound = 12582912.0f;
-  const f32x16 shifted = x + kRound;
-  const f32x16 r = x - (shifted - kRound);
-  f32x16 power = for_parts<f32x16>([&](int i) {
+  const F32<N> shifted = x + kRound;
+  const F32<N> r = x - (shifted - kRound);
+  F32<N> power = for_parts<F32<N>>([&](int i) {
     NativeF32 p = fused(broadcast(1.535336188e-4f), r.part[i], broadcast(1.339887440e-3f));
     p = fused(p, r.part[i], broadcast(9.618437357e-3f));
     p = fused(p, r.part[i], broadcast(5.550332471e-2f));
@@ -270,7 +277,7 @@ void add_nonfinite(const AttentionSequence& sequence, const BlockPair& pair, con
     return fused(p, r.part[i], broadcast(1.0f));
   });
   power = float_of_bits(bits_of(power) + (bits_of(shifted) << 23));
-  return select(f32s(-126.0f) > x, f32s(0.0f), power);
+  return select(f32s<N>(-126.0f) > x, f32s<N>(0.0f), power);
 }
 
 }  // namespace

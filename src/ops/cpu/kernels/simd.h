@@ -318,13 +318,23 @@ template <int N>
   for (std::int32_t lane : lanes) best = lane > best ? lane : best;
   return best;
 }
-/// No lane may be NaN.
+/// Of lanes with NaN: one of them or the largest of some others.
 [[gnu::always_inline]] inline float largest(f32x16 v) {
+#if defined(__AVX512F__)
+  const auto all = reinterpret_cast<__m512>(v.part[0]);
+  const __m256 eight =
+      _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xFF, all, 0), _mm512_maskz_extractf32x8_ps(0xFF, all, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#else
   float lanes[kLanes];
   __builtin_memcpy(lanes, &v, sizeof lanes);
-  float best = lanes[0];
-  for (float lane : lanes) best = lane > best ? lane : best;
-  return best;
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  }
+  return lanes[0];
+#endif
 }
 
 }  // namespace
