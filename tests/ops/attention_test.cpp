@@ -210,25 +210,62 @@ TEST_F(AttentionTest, LaterPositionsDoNotChangeEarlierRows) {
   }
 }
 
-// Generation reads the same rows from a cache one query at a time.
+// Generation reads the same rows from a cache one query at a time, by another kernel where the level has one: groups of up to and
+// more heads than that takes at once, heads of less and more than its vectors, more and fewer heads than threads.
 TEST_F(AttentionTest, OneQueryOverACacheGivesTheRowOfTheWhole) {
-  for (const auto& [dtype, size] :
-       {std::pair<DType, std::int64_t>{DType::f32, 16}, {DType::bf16, 16}, {DType::bf16, 70}}) {
-    const Case whole{dtype, 1, 120, 120, 4, 2, size};
+  constexpr std::int64_t kLength = 210;
+  for (const Case& whole :
+       {Case{DType::f32, 1, kLength, kLength, 4, 2, 16}, Case{DType::bf16, 1, kLength, kLength, 4, 2, 16},
+        Case{DType::bf16, 1, kLength, kLength, 3, 3, 70}, Case{DType::bf16, 1, kLength, kLength, 7, 1, 64},
+        Case{DType::bf16, 1, kLength, kLength, 6, 1, 49}, Case{DType::bf16, 1, kLength, kLength, 12, 3, 1}}) {
     const Inputs all = inputs_of(*reference_, whole);
+    const std::int64_t width = whole.heads * whole.head_dim;
     for (const auto& backend : levels_) {
       const Results expected = run(*backend, whole, all);
-      for (std::int64_t position : {0, 1, 63, 64, 95, 96, 119}) {
-        const Case one{dtype, 1, 1, position + 1, 4, 2, size};
+      for (std::int64_t position : {0, 1, 63, 64, 95, 96, 128, 209}) {
+        Case one = whole;
+        one.query_len = 1, one.key_len = position + 1;
         const Inputs last{all.q.slice(position, 1),
                           all.k.slice(0, position + 1),
                           all.v.slice(0, position + 1),
                           all.dout.slice(position, 1),
                           {}};
         const Results found = run(*backend, one, last);
+        const std::string what = describe(one) + " on " + backend->describe();
+        EXPECT_TRUE(std::equal(found.out.begin(), found.out.end(), expected.out.begin() + position * width))
+            << what;
         EXPECT_TRUE(
-            std::equal(found.out.begin(), found.out.end(), expected.out.begin() + position * 4 * size))
-            << backend->describe() << " position " << position;
+            std::equal(found.lse.begin(), found.lse.end(), expected.lse.begin() + position * whole.heads))
+            << what;
+      }
+    }
+  }
+}
+
+TEST_F(AttentionTest, OneQueryOfSeveralSequencesOnAnyNumberOfThreads) {
+  const Case c{DType::bf16, 3, 1, 150, 8, 2, 40};
+  const Inputs inputs = inputs_of(*reference_, c);
+  expect_near_reference(c);
+  const auto one = all_levels(1);
+  for (int threads : {2, 3, 7}) {
+    const auto several = all_levels(threads);
+    for (std::size_t i = 0; i < one.size(); ++i)
+      EXPECT_TRUE(run(*several[i], c, inputs) == run(*one[i], c, inputs)) << several[i]->describe();
+  }
+}
+
+TEST_F(AttentionTest, OneQuerySeesNonfiniteNumbers) {
+  const Case c{DType::bf16, 1, 1, 130, 4, 2, 24};
+  for (const auto& member : {&Inputs::q, &Inputs::k, &Inputs::v}) {
+    for (const float value :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      const Inputs inputs = inputs_of(*reference_, c);
+      testing::set(inputs.*member, member == &Inputs::q ? 0 : 97, 25, value);
+      const Results expected = run(*reference_, c, inputs);
+      for (const auto& backend : levels_) {
+        const Results found = run(*backend, c, inputs);
+        expect_same_kinds(found.out, expected.out, kBf16Bound, backend->describe());
+        expect_same_kinds(found.lse, expected.lse, kBf16Bound, backend->describe());
       }
     }
   }

@@ -115,6 +115,30 @@ class AttentionBackward {
   Tensor packed_, gradients_, scratch_;
 };
 
+/// One query of every sequence, over keys and values where they stand. The heads that share them are dealt so that every
+/// thread has a part; each is computed by itself, so the parts do not change bits.
+void attend_one_query(Backend& backend, const Threads& threads, const cpu::OneQueryKernels& kernels,
+                      const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+                      const Tensor& out, const Tensor& lse) {
+  const std::int64_t groups = shape.batch * shape.kv_heads, group_size = shape.heads / shape.kv_heads;
+  std::int64_t parts = (group_size + kernels.heads - 1) / kernels.heads;
+  while (parts < group_size && groups * parts < 2 * threads.count()) ++parts;
+  const std::int64_t part_heads = (group_size + parts - 1) / parts;
+  AttentionSequence sequence = sequence_of(shape, q, {}, lse, 0);
+  sequence.lse_stride = 1;
+  const std::int64_t scratch_size = kernels.scratch(sequence);
+  const Tensor scratch = backend.allocate(DType::f32, {threads.count() * scratch_size});
+  threads.for_each_on_thread(groups * parts, [&](std::int64_t item, int thread) {
+    const std::int64_t group = item / parts, first = item % parts * part_heads;
+    const std::int64_t batch = group / shape.kv_heads, head = group % shape.kv_heads * group_size + first;
+    if (first >= group_size) return;
+    AttentionHead heads = head_of(shape, q, k, v, out, lse, batch, head);
+    heads.q.stride = heads.out.stride = shape.head_dim;
+    kernels.forward(sequence, heads, std::min(part_heads, group_size - first),
+                    scratch.data<float>() + thread * scratch_size);
+  });
+}
+
 }  // namespace
 
 void CpuBackend::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -122,6 +146,8 @@ void CpuBackend::attention(const AttentionShape& shape, const Tensor& q, const T
   check_attention(shape, q, k, v, first_key, out, lse);
   if (out.elements() == 0) return;
   const cpu::AttentionKernels& kernels = *kernels_.attention;
+  if (kernels.one_query && shape.query_len == 1 && !first_key && q.dtype() == DType::bf16)
+    return attend_one_query(*this, threads_, *kernels.one_query, shape, q, k, v, out, lse);
   const AttentionSequence any = sequence_of(shape, q, first_key, lse, 0);
   const std::int64_t groups = shape.batch * shape.kv_heads, packed_size = kernels.packed_size(any);
   const std::int64_t scratch_size = kernels.forward_scratch(any);

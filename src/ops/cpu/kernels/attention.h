@@ -53,6 +53,16 @@ struct AttentionBackwardKernels {
                     const HeadMatrix& to);
 };
 
+/// One query over keys and values that are read where they stand: packing them for every token of a cached sequence would
+/// cost several times what reading them does. BF16, and every key is seen; the bits are those of AttentionKernels::forward.
+struct OneQueryKernels {
+  std::int64_t heads;  ///< that one call takes, at most
+  std::int64_t (*scratch)(const AttentionSequence& sequence);
+  /// `heads` query heads that share keys and values: head.q, head.out and head.lse have a row for each.
+  void (*forward)(const AttentionSequence& sequence, const AttentionHead& head, std::int64_t heads,
+                  float* scratch);
+};
+
 struct AttentionKernels {
   /// The packed keys and values of one key/value head: two halves of the work, for two threads.
   std::int64_t (*packed_size)(const AttentionSequence& sequence);
@@ -62,6 +72,7 @@ struct AttentionKernels {
   std::int64_t (*forward_scratch)(const AttentionSequence& sequence);
   void (*forward)(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
                   std::int64_t begin, std::int64_t end, float* scratch);
+  const OneQueryKernels* one_query;  ///< null at levels that pack all keys and values
   const AttentionBackwardKernels* backward;
 };
 

@@ -162,6 +162,12 @@ class Bf16Pairs {
     __builtin_prefetch(reinterpret_cast<const char*>(data_ + lane * stride_) + 64 * line, 0, 2);
   }
   __m512i pair_of(__m512i group, int) const { return group; }
+  /// Two lines from `lane` on: those of the most vectors that `across` loads, but for a misaligned end.
+  void prefetch_across(std::int64_t lane, std::int64_t k) const {
+    const auto* from = reinterpret_cast<const char*>(data_ + k * stride_ + lane);
+    __builtin_prefetch(from, 0, 3);
+    __builtin_prefetch(from + 64, 0, 3);
+  }
   template <int Vectors>
   void across(std::int64_t lane, std::int64_t lanes, std::int64_t k, bool second,
               __m512i (&units)[Vectors]) const {
