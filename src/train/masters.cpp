@@ -1,6 +1,5 @@
 #include "train/masters.h"
 
-#include "base/check.h"
 #include "quaver/backend.h"
 
 namespace quaver {
@@ -27,10 +26,6 @@ class MasterConverter : public ModuleVisitor {
 
 void store_masters(LanguageModel& model, DType dtype) {
   Backend& backend = model.backend();
-  require(dtype == DType::f32 || backend.device() == Device::host,
-          "optimizer.masters: backend \"{}\": masters of type {}, expected f32. Hint: optimizer.masters = "
-          "\"f32\"; the backends \"cpu\" and \"reference\" have bf16",
-          backend.name(), name_of(dtype));
   MasterConverter converter(backend, dtype);
   model.visit("", converter);
 }

@@ -5,8 +5,7 @@
 
 namespace quaver {
 
-/// Stores all parameters that are matrices as `dtype` (f32 or bf16), rounded to nearest; vectors stay f32. Throws
-/// Error(usage) for bf16 where the backend's AdamW has none.
+/// Stores all parameters that are matrices as `dtype` (f32 or bf16), rounded to nearest; vectors stay f32.
 void store_masters(LanguageModel& model, DType dtype);
 
 }  // namespace quaver

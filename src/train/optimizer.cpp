@@ -3,7 +3,6 @@
 #include <map>
 #include <string>
 
-#include "base/check.h"
 #include "base/random.h"
 #include "quaver/backend.h"
 #include "quaver/linear.h"
@@ -56,10 +55,6 @@ class AdamW::Collector : public ModuleVisitor {
 
 AdamW::AdamW(Backend& backend, Module& module, const Options& options)
     : backend_(backend), options_(options), norm_(backend.allocate(DType::f32, {1})) {
-  require(options.moments == DType::f32 || backend.device() == Device::host,
-          "optimizer.moments: backend \"{}\": moments of type {}, expected f32. Hint: optimizer.moments = "
-          "\"f32\"; the backends \"cpu\" and \"reference\" have the others",
-          backend.name(), name_of(options.moments));
   Collector collector(backend, options.moments, entries_);
   module.visit("", collector);
   collector.assign_readers();

@@ -23,7 +23,7 @@ class AdamW {
     DType moments = DType::f32;  ///< f32, bf16 or e4m3
   };
 
-  /// The backend and the module must outlive the optimizer. Throws Error(usage) for moments that the backend does not have.
+  /// The backend and the module must outlive the optimizer.
   AdamW(Backend& backend, Module& module, const Options& options);
 
   /// The norm of all gradients together, before clipping.

@@ -38,7 +38,7 @@ class StochasticState : public ::testing::TestWithParam<std::string> {
   }
   double mean(const Tensor& tensor) { return mean(download(*backend, tensor)); }
 };
-INSTANTIATE_TEST_SUITE_P(HostBackends, StochasticState, ::testing::Values("reference", "cpu"));
+INSTANTIATE_TEST_SUITE_P(Backends, StochasticState, ::testing::ValuesIn(test_backends()));
 
 // Bounds: five standard deviations of a mean of 4096 numbers that are one of two neighbours, at most half their distance each.
 constexpr double kFiveDeviations = 5 * 0.5 / 64;

@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include "support/errors.h"
-#include "support/test_backends.h"
 #include "train/model_file.h"
 #include "train/run_folder.h"
 #include "train/run_precision.h"
@@ -77,16 +75,6 @@ TEST_F(MastersTest, WeightsOfAnFp32RunAreRoundedToNearest) {
     for (float& value : expected[i].value) value = is_matrix ? to_float(to_bf16(value)) : value;
     EXPECT_EQ(found[i].value, expected[i].value) << found[i].name;
   }
-}
-
-TEST_F(MastersTest, ADeviceRefusesThem) {
-  const auto emulation = quaver::testing::make_test_backend("emulation");
-  LanguageModel model(emulation, config.model, 1);
-  const std::string message = error_message(ErrorKind::usage, [&] { store_masters(model, DType::bf16); });
-  EXPECT_TRUE(contains(message, "masters of type bf16, expected f32") &&
-              contains(message, "Hint: optimizer.masters = \"f32\""))
-      << message;
-  store_masters(model, DType::f32);
 }
 
 }  // namespace

@@ -155,8 +155,8 @@ __device__ void scale_square(const ThreadTile<T>& tile, const TilePlace& place, 
 __device__ inline int swizzle(int n) {
   return n / kPack * 2;
 }
-__device__ inline void write_transposed_words(const BlockSink& sink, const unsigned* words,
-                                              const TilePlace& place) {
+template <typename AnySink>
+__device__ void write_transposed_words(const AnySink& sink, const unsigned* words, const TilePlace& place) {
   const std::int64_t row = place.down * kBlock, column = place.across * kBlock;
   const int width = static_cast<int>(min(place.cols - column, std::int64_t{kBlock}));
   const int height = static_cast<int>(min(place.rows - row, std::int64_t{kBlock}));

@@ -1,4 +1,3 @@
-#include "base/check.h"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/faults.cuh"
 #include "ops/cuda/produce.cuh"
@@ -9,26 +8,28 @@ namespace {
 constexpr int kThreads = 256;
 
 /// A table of rows and the row that each position of the batch reads.
+template <typename Value>
 struct Lookup {
   const std::int32_t* indices;
-  float* table;
+  Value* table;
   std::int64_t limit;
 };
 
 /// The rows that are read, or the sum of a token's and a position's. A row without valid index is zeros; the fault is
 /// reported.
-template <typename T>
+template <typename Value>
 struct LookUp {
   static constexpr int kOperands = 2;
-  Lookup tokens, positions;
+  Lookup<Value> tokens, positions;
   std::int64_t cols;
   int* faults;
 
   template <int N>
-  __device__ bool read(const Lookup& lookup, std::int64_t m, std::int64_t n, float (&values)[N]) const {
+  __device__ bool read(const Lookup<Value>& lookup, std::int64_t m, std::int64_t n,
+                       float (&values)[N]) const {
     const std::int64_t index = lookup.indices[m];
     if (!check_index(index, lookup.limit, m, kEmbeddingIndex, faults)) return false;
-    Matrix<const float>{lookup.table, cols}.load(index, n, values);
+    Matrix<Value>{lookup.table, cols}.load(index, n, values);
     return true;
   }
   template <int N>
@@ -64,7 +65,7 @@ constexpr int kNoIndex = -1;
 
 /// One block per chunk. Every row is compared with all earlier ones of its chunk.
 __global__ void __launch_bounds__(kThreads)
-    count_rows(Lookup lookup, std::int64_t rows, Sort sort, int* faults) {
+    count_rows(Lookup<float> lookup, std::int64_t rows, Sort sort, int* faults) {
   __shared__ __align__(16) int indices[kChunkRows];
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kChunkRows;
   for (int r = static_cast<int>(threadIdx.x); r < kChunkRows; r += kThreads) {
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) place_groups(std::int64_t limit, std
 }
 
 /// One thread per row.
-__global__ void __launch_bounds__(kThreads) order_rows(Lookup lookup, std::int64_t rows, Sort sort) {
+__global__ void __launch_bounds__(kThreads) order_rows(Lookup<float> lookup, std::int64_t rows, Sort sort) {
   const std::int64_t m = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (m >= rows || sort.rank[m] < 0) return;
   const std::int64_t index = lookup.indices[m];
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) order_rows(Lookup lookup, std::int64
 /// table[index] += dout[m], m ascending. One thread per group and N columns.
 template <int N, typename T>
 __global__ void __launch_bounds__(kThreads)
-    add_groups(Lookup lookup, Sort sort, Matrix<T> dout, std::int64_t cols) {
+    add_groups(Lookup<float> lookup, Sort sort, Matrix<T> dout, std::int64_t cols) {
   const std::int64_t per_row = cols / N,
                      thread = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const std::int64_t number = quotient(thread, per_row), n = (thread - number * per_row) * N;
@@ -161,16 +162,17 @@ __global__ void __launch_bounds__(kThreads)
   table.store(group.index, n, sums);
 }
 
-Lookup lookup_of(const Tensor& indices, const Tensor& table) {
+template <typename Value>
+Lookup<Value> lookup_of(const Tensor& indices, const Tensor& table) {
   if (!table) return {};
-  return {indices.data<std::int32_t>(), table.data<float>(), table.dim(0)};
+  return {indices.data<std::int32_t>(), table.data<Value>(), table.dim(0)};
 }
 
 template <typename T>
 void accumulate(const Tensor& indices, const Tensor& table, const Tensor& dout, int* faults, Backend& backend,
                 Stream stream) {
   const char* const name = "embedding_backward";
-  const Lookup lookup = lookup_of(indices, table);
+  const Lookup<float> lookup = lookup_of<float>(indices, table);
   const std::int64_t rows = dout.rows(), cols = dout.cols(), limit = lookup.limit;
   if (rows == 0 || cols == 0 || limit == 0) return;
   const std::int64_t chunks = blocks_for(rows, kChunkRows), most_groups = std::min(rows, limit);
@@ -195,13 +197,15 @@ void accumulate(const Tensor& indices, const Tensor& table, const Tensor& dout, 
 void DeviceBackend::embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions,
                               const Tensor& position_table, const Tensor& out) {
   check_embedding(tokens, table, positions, position_table, out);
-  require(table.dtype() == DType::f32, "embedding: backend \"{}\": a table of type {}, expected f32", name(),
-          name_of(table.dtype()));
+  const bool pack = all_pack({table, position_table});
   with_real(out.dtype(), [&]<typename T>(T) {
-    produce<T, 1>("embedding",
-                  LookUp<T>{lookup_of(tokens, table), lookup_of(positions, position_table), out.cols(),
-                            faults_.data<int>()},
-                  {Output{out, {}, {}}}, out.rows(), out.cols(), all_pack({table, position_table}), stream());
+    with_real(table.dtype(), [&]<typename Value>(Value) {
+      produce<T, 1>(
+          "embedding",
+          LookUp<Value>{lookup_of<Value>(tokens, table), lookup_of<Value>(positions, position_table),
+                        out.cols(), faults_.data<int>()},
+          {Output{out, {}, {}}}, out.rows(), out.cols(), pack, stream());
+    });
   });
 }
 

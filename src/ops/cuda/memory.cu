@@ -6,6 +6,7 @@
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/faults.cuh"
 #include "ops/cuda/matrix.cuh"
+#include "ops/cuda/philox.cuh"
 #include "tensor/shape_text.h"
 
 namespace quaver::cuda {
@@ -51,31 +52,15 @@ __global__ void convert_all(const From* from, To* to, std::int64_t count, int pa
   for (std::int64_t i = begin; i < min(count, begin + kPack); ++i) to[i] = round_as<To>(as_float(from[i]));
 }
 
-/// The first two of the four words that philox4x32 of base/random.h gives for (index, stream) under `seed`.
-__device__ uint2 random_words(std::uint64_t index, std::uint64_t stream, std::uint64_t seed) {
-  unsigned c0 = static_cast<unsigned>(index), c1 = static_cast<unsigned>(index >> 32);
-  unsigned c2 = static_cast<unsigned>(stream), c3 = static_cast<unsigned>(stream >> 32);
-  unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0, p1 = std::uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<unsigned>(p1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<unsigned>(p1);
-    c2 = static_cast<unsigned>(p0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<unsigned>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  return {c0, c1};
-}
-
 /// Random::normal. The device's logarithm and cosine in double differ from the host's in their last bits,
 /// which the rounding to FP32 hides in all but a few of 10^9 numbers.
 __global__ void fill_normals(float* data, std::int64_t count, float mean, float std, std::uint64_t seed,
                              std::uint64_t stream) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const uint2 words = random_words(static_cast<std::uint64_t>(i), stream, seed);
-  const double u = (static_cast<double>(words.x) + 0.5) * 0x1p-32, v = static_cast<double>(words.y) * 0x1p-32;
+  const RandomWords words = random_words(static_cast<std::uint64_t>(i), stream, seed);
+  const double u = (static_cast<double>(words.at[0]) + 0.5) * 0x1p-32,
+               v = static_cast<double>(words.at[1]) * 0x1p-32;
   const auto normal = static_cast<float>(sqrt(-2 * log(u)) * cos(2 * std::numbers::pi * v));
   data[i] = mean + std * normal;
 }
