@@ -113,12 +113,14 @@ class IdleRuntime final : public cuda::DeviceRuntime {
 /// Takes what cuBLASLt takes on an H100.
 class IdleLibrary final : public cuda::MatrixLibrary {
  public:
-  std::string why_no_blocks() const override { return {}; }
+  std::string why_no_blocks(cuda::FactorScales scales) const override {
+    return scales == cuda::FactorScales::mx ? "it takes what an H100 takes" : "";
+  }
   std::optional<bool> can_multiply(const cuda::Product& p) const override {
     if (p.left.dtype == DType::f32) return p.out_dtype == DType::f32;
     if (!is_fp8(p.left.dtype)) return true;
     const bool whole = p.size.m % 16 == 0 && p.size.n % 16 == 0 && p.size.k % 16 == 0;
-    if (is_in_blocks(p) && !(suits_library(p) && p.size.k % cuda::kBlock == 0)) return false;
+    if (is_in_blocks(p) && !(suits_library(p) && p.size.k % contraction_block(p) == 0)) return false;
     return whole && fits(p.left) && fits(p.right);
   }
   bool multiply(const cuda::Product& product, Backend&) override {

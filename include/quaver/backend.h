@@ -135,6 +135,8 @@ class Backend : public ScaleUpdater {
   /// Whether FP8 casts must also write the transposed bytes, because GEMMs take operands contiguous along the
   /// contraction only.
   virtual bool needs_transposed_fp8() const = 0;
+  /// Whether GEMMs read e8m0 scales of 1 x n and n x 1 swizzled (BlockScales).
+  virtual bool reads_swizzled_scales() const { return false; }
 
   /// Runs `work`, whose operations are often the same: a micro-batch's forward and backward. A device may keep
   /// them back, and hand over at once a sequence that it has met before (a CUDA graph: one launch instead of

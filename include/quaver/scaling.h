@@ -42,11 +42,13 @@ constexpr std::int64_t kExponents = 256;
 
 /// Scales of blocks of a matrix.
 struct BlockScales {
-  /// f32, e8m0 or e4m3 [ceil(M / rows), ceil(N / cols)]; rows may have a stride; absent: no blocks
+  /// f32, e8m0 or e4m3 [ceil(M / rows), ceil(N / cols)]; rows may have a stride; absent: no blocks. If `swizzled`, e8m0
+  /// in tiles of 128 x 4, contiguous (ops/scale_tiles.h)
   Tensor scale_inv;
   std::int64_t rows = 0, cols = 0;  ///< of one block
   /// The same transposed, where the backend's GEMM reads them so; absent elsewhere.
   Tensor transposed = {};
+  bool swizzled = false;  ///< where the backend's GEMM reads them so
 };
 
 /// A matrix [M,N] cast under a recipe: its bytes, and what they were cast with. A GEMM dequantises with these scales, never

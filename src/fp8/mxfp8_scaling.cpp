@@ -1,5 +1,5 @@
 // MXFP8: E8M0 scales of 32 numbers along the contraction.
-#include "quaver/recipe.h"
+#include "fp8/mxfp8_scaling.h"
 
 namespace quaver {
 namespace {
@@ -14,12 +14,17 @@ class MxRule final : public ScaleRule {
 
 }  // namespace
 
-OperandCast Mxfp8Scaling::cast_of(OperandRole role, Gemm gemm) const {
+const std::shared_ptr<const ScaleRule>& mxfp8_scale_rule() {
   static const std::shared_ptr<const ScaleRule> rule = std::make_shared<MxRule>();
+  return rule;
+}
+
+OperandCast Mxfp8Scaling::cast_of(OperandRole role, Gemm gemm) const {
   const bool e5m2 = role == OperandRole::grad_output && fp8_format == Fp8Format::hybrid;
   // The contraction runs over the columns of both operands of fprop and of dy in dgrad, over the rows of all others.
   const bool along_columns = gemm == Gemm::fprop || (gemm == Gemm::dgrad && role == OperandRole::grad_output);
-  return {e5m2 ? DType::e5m2 : DType::e4m3, along_columns ? 1 : kBlock, along_columns ? kBlock : 1, rule};
+  return {e5m2 ? DType::e5m2 : DType::e4m3, along_columns ? 1 : kBlock, along_columns ? kBlock : 1,
+          mxfp8_scale_rule()};
 }
 
 }  // namespace quaver

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "ops/operands.h"
+#include "ops/scale_tiles.h"
 #include "tensor/shape_text.h"
 
 namespace quaver {
@@ -72,6 +73,12 @@ void check_quantized(const Operands& operands, const QuantizedTensor& q, DType f
   if (!blocks.scale_inv) return;
   require(blocks.rows > 0 && blocks.cols > 0, "{}: blocks of {} x {}", name, blocks.rows, blocks.cols);
   const std::int64_t down = blocks_in(rows, blocks.rows), across = blocks_in(cols, blocks.cols);
+  if (blocks.swizzled) {
+    operands.expect_contiguous(
+        blocks.scale_inv, "swizzled scale_inv of blocks", DType::e8m0,
+        blocks.rows == 1 ? scale_tiles_shape(rows, across) : scale_tiles_shape(cols, down));
+    return;
+  }
   operands.expect(blocks.scale_inv, "scale_inv of blocks", blocks.scale_inv.dtype(), {down, across});
   if (blocks.transposed)
     operands.expect(blocks.transposed, "scale_inv of blocks, transposed", blocks.scale_inv.dtype(),

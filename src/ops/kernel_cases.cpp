@@ -90,10 +90,10 @@ void add_casts(Cases& cases, std::int64_t tokens) {
   }
 }
 
-/// What fprop and wgrad of the recipe block read of x: codes in blocks along its rows, and along its columns.
-void add_block_casts(Cases& cases, std::int64_t tokens) {
-  const OperandCast rows = BlockScaling{}.cast_of(OperandRole::input, Gemm::fprop),
-                    columns = BlockScaling{}.cast_of(OperandRole::input, Gemm::wgrad);
+/// What fprop and wgrad of a recipe in blocks read of x: codes in blocks along its rows, and along its columns.
+void add_block_casts(Cases& cases, const char* name, const Recipe& recipe, std::int64_t tokens) {
+  const OperandCast rows = cast_of(recipe, OperandRole::input, Gemm::fprop),
+                    columns = cast_of(recipe, OperandRole::input, Gemm::wgrad);
   const double elements = static_cast<double>(tokens) * kFeedForward;
   const auto prepare = [=](Backend& b) -> Run {
     const auto cast = [&](const OperandCast& how) {
@@ -105,8 +105,8 @@ void add_block_casts(Cases& cases, std::int64_t tokens) {
           b.quantize_both(x, {rows, {}, by_rows}, {columns, {}, by_columns}, counters);
         };
   };
-  cases.add({"cast to e4m3 in blocks, twice", fmt::format("{} x {}", tokens, kFeedForward), 4 * elements,
-             elements, 0, prepare, [rows](const Backend& b) { return b.why_no_cast(rows).empty(); }});
+  cases.add({name, fmt::format("{} x {}", tokens, kFeedForward), 4 * elements, elements, 0, prepare,
+             [rows](const Backend& b) { return b.why_no_cast(rows).empty(); }});
 }
 
 /// What a weight costs once an optimizer step, and every product of its Linear.
@@ -387,7 +387,8 @@ std::vector<KernelCase> kernel_cases(std::int64_t tokens) {
   add_products(cases, tokens);
   add_attention(cases, tokens);
   add_casts(cases, tokens);
-  add_block_casts(cases, tokens);
+  add_block_casts(cases, "cast to e4m3 in blocks, twice", BlockScaling{}, tokens);
+  add_block_casts(cases, "cast to e4m3 in blocks of 32, twice", Mxfp8Scaling{}, tokens);
   add_norms(cases, tokens);
   add_activations(cases, tokens);
   add_gates(cases, tokens);

@@ -2,6 +2,7 @@
 #include "base/check.h"
 #include "fp8/current_scaling.h"
 #include "ops/contracts.h"
+#include "ops/scale_tiles.h"
 #include "quaver/fp8_format.h"
 
 namespace quaver {
@@ -24,6 +25,11 @@ BlockScales allocate_scales(Backend& backend, const OperandCast& cast, std::int6
   };
   const std::int64_t down = blocks(rows, cast.block_rows), across = blocks(cols, cast.block_cols);
   const DType stored = cast.rule->stored();
+  const bool along_columns = cast.block_rows == 1;
+  if (backend.reads_swizzled_scales() && stored == DType::e8m0 && along_columns != (cast.block_cols == 1)) {
+    const Shape tiles = along_columns ? scale_tiles_shape(rows, across) : scale_tiles_shape(cols, down);
+    return {backend.allocate(stored, tiles), cast.block_rows, cast.block_cols, {}, true};
+  }
   BlockScales scales{scale_table(backend, stored, down, across, granule(cast.block_cols)), cast.block_rows,
                      cast.block_cols};
   if (backend.needs_transposed_fp8() && cast.block_cols > 1)

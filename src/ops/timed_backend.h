@@ -32,6 +32,7 @@ class TimedBackend : public Backend {
   Device device() const override { return inner_->device(); }
   std::string describe() const override { return inner_->describe(); }
   bool needs_transposed_fp8() const override { return inner_->needs_transposed_fp8(); }
+  bool reads_swizzled_scales() const override { return inner_->reads_swizzled_scales(); }
   MemoryUse memory_use() const override { return inner_->memory_use(); }
   bool has_column_scales() const override { return inner_->has_column_scales(); }
   std::string why_no_cast(const OperandCast& cast) const override { return inner_->why_no_cast(cast); }

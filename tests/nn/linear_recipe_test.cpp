@@ -283,22 +283,36 @@ TEST(LinearRecipes, AProgramsOwnRecipeRunsOnBothBackends) {
   EXPECT_EQ(cpu.linear.fp8().gemms[2].recipe, "rows of 40");
 }
 
-TEST(LinearRecipes, OtherBackendsRunCurrentAndBlockScalingAndRefuseTheRest) {
+TEST(LinearRecipes, OtherBackendsRunCurrentBlockAndMxfp8ScalingAndRefuseTheRest) {
   Layer cpu(make_backend("cpu", 1)), emulated(testing::make_test_backend("emulation"));
   Context cpu_context(*cpu.backend), context(*emulated.backend);
-  for (const Recipe& recipe : std::vector<Recipe>{CurrentScaling{}, BlockScaling{}}) {
+  const std::string mx = "scales of 1 x 32 and 1 x 32", block = "scales of 1 x 128 and 128 x 128";
+  struct Case {
+    Recipe recipe;
+    std::string fprop, dgrad, wgrad;
+    int weight_casts;
+  };
+  int casts = 0;
+  // 128 x 128 blocks serve fprop and dgrad.
+  for (const auto& [recipe, fprop, dgrad, wgrad, weight_casts] :
+       {Case{CurrentScaling{}, "", "", "", 1},
+        {BlockScaling{}, block, block, "scales of 1 x 128 and 1 x 128", 1},
+        {Mxfp8Scaling{}, mx, mx, mx, 2}}) {
     const auto expected = cpu.run(cpu_context, recipe), found = emulated.run(context, recipe);
     // Sums of at most 35 products in another order: far below the step of BF16, into which they are rounded.
     for (std::size_t i = 0; i < 3; ++i)
       EXPECT_LT(distance(found[i], expected[i]), 0x1p-8) << describe(recipe) << i;
+    const auto& gemms = emulated.linear.fp8().gemms;
+    EXPECT_TRUE(contains(gemms[0].kernel, fprop)) << gemms[0].kernel;
+    EXPECT_TRUE(contains(gemms[1].kernel, dgrad)) << gemms[1].kernel;
+    EXPECT_TRUE(contains(gemms[2].kernel, wgrad)) << gemms[2].kernel;
+    casts += weight_casts;
+    EXPECT_EQ(emulated.linear.weight_casts(), casts) << describe(recipe);
+    emulated.run(context, recipe);
+    EXPECT_EQ(emulated.linear.weight_casts(), casts) << "a weight that did not change is not cast again";
   }
-  const auto& [fprop, dgrad, wgrad] = emulated.linear.fp8().gemms;
-  EXPECT_TRUE(contains(fprop.kernel, "scales of 1 x 128 and 128 x 128")) << fprop.kernel;
-  EXPECT_TRUE(contains(dgrad.kernel, "scales of 1 x 128 and 128 x 128")) << dgrad.kernel;
-  EXPECT_TRUE(contains(wgrad.kernel, "scales of 1 x 128 and 1 x 128")) << wgrad.kernel;
-  EXPECT_EQ(emulated.linear.weight_casts(), 2) << "128 x 128 blocks serve fprop and dgrad";
-  const std::string message = error_message(ErrorKind::usage, [&] { emulated.run(context, Mxfp8Scaling{}); });
-  EXPECT_TRUE(contains(message, "does not run the recipe mxfp8(e4m3)")) << message;
+  const std::string message = error_message(ErrorKind::usage, [&] { emulated.run(context, Nvfp4Scaling{}); });
+  EXPECT_TRUE(contains(message, "does not run the recipe nvfp4")) << message;
   EXPECT_TRUE(contains(message, "Hint")) << message;
 }
 

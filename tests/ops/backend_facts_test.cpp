@@ -82,6 +82,21 @@ TEST(BackendFacts, BlocksOf128NeedTheirChipAndTheirLibrary) {
               std::string::npos);
 }
 
+TEST(BackendFacts, BlocksOf32NeedTheirChipAndTheirLibrary) {
+  for (const int chip : {100, 103, 120, 121}) {
+    EXPECT_EQ(cuda::why_no_mx_products(chip, 120800), "") << chip;
+    EXPECT_EQ(cuda::why_no_mx_products(chip, 130100), "") << chip;
+    EXPECT_NE(cuda::why_no_mx_products(chip, 120600).find("need cuBLASLt 12.8 or newer, found 12.6"),
+              std::string::npos);
+  }
+  for (const int chip : {89, 90})
+    EXPECT_NE(cuda::why_no_mx_products(chip, 130100)
+                  .find("sm_100 and newer, this GPU is sm_" + std::to_string(chip)),
+              std::string::npos);
+  for (const int chip : {100, 103}) EXPECT_TRUE(cuda::takes_any_fp8_layout(chip)) << chip;
+  for (const int chip : {89, 90, 120, 121}) EXPECT_FALSE(cuda::takes_any_fp8_layout(chip)) << chip;
+}
+
 TEST(BackendFacts, AUsableGpuIsRecommendedAndElseTheReasonIsGiven) {
   BackendFacts cpu{.backend = "cpu"}, cuda{.backend = "cuda"};
   cuda.devices.push_back({.name = "Some GPU", .types = cuda::types_of_chip(90)});

@@ -1,5 +1,5 @@
-/// The recipe `block` on the CUDA backend against the reference: casts with equal bits, products within a bound; in the emulation and on a
-/// device where there is one that multiplies blocks.
+/// The recipes `block` and `mxfp8` on the CUDA backend against the reference: casts with equal bits, products within a bound; in the
+/// emulation and on a device where there is one that multiplies such blocks.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -15,15 +15,45 @@ namespace {
 
 const OperandCast kRows = BlockScaling{}.cast_of(OperandRole::input, Gemm::fprop),
                   kColumns = BlockScaling{}.cast_of(OperandRole::input, Gemm::wgrad),
-                  kSquares = BlockScaling{}.cast_of(OperandRole::weight, Gemm::fprop);
+                  kSquares = BlockScaling{}.cast_of(OperandRole::weight, Gemm::fprop),
+                  kMxRows = Mxfp8Scaling{}.cast_of(OperandRole::input, Gemm::fprop),
+                  kMxColumns = Mxfp8Scaling{}.cast_of(OperandRole::weight, Gemm::dgrad),
+                  kMxGradientRows =
+                      Mxfp8Scaling{Fp8Format::hybrid}.cast_of(OperandRole::grad_output, Gemm::dgrad),
+                  kMxGradientColumns =
+                      Mxfp8Scaling{Fp8Format::hybrid}.cast_of(OperandRole::grad_output, Gemm::wgrad);
 
-/// device_backends() without a GPU whose library has no such products.
-std::vector<std::shared_ptr<Backend>> block_backends() {
+/// device_backends() without a GPU whose library has no products of such a cast, and, of MXFP8, one that takes any layout.
+std::vector<std::shared_ptr<Backend>> block_backends(const OperandCast& cast = kRows) {
+  static const std::shared_ptr<Backend> any_layout = make_emulated_backend(false, true, 100);
   std::vector<std::shared_ptr<Backend>> backends;
   for (const auto& backend : device_backends()) {
-    if (backend->why_no_cast(kRows).empty()) backends.push_back(backend);
+    if (backend->why_no_cast(cast).empty()) backends.push_back(backend);
   }
+  if (any_layout->why_no_cast(cast).empty()) backends.push_back(any_layout);
   return backends;
+}
+
+/// Scales of MXFP8 as the reference has them, from tiles of 128 x 4 as cuBLAS's documentation describes them; what pads them is 0.
+Tensor unswizzled(const Tensor& tiles, const OperandCast& cast, std::int64_t rows, std::int64_t cols) {
+  const bool by_rows = cast.block_rows == 1;
+  const std::int64_t outer = by_rows ? rows : cols, inner = ((by_rows ? cols : rows) + 31) / 32;
+  const Tensor scales =
+      reference().allocate(DType::e8m0, by_rows ? Shape{outer, inner} : Shape{inner, outer});
+  const std::int64_t tiles_across = (inner + 3) / 4;
+  EXPECT_EQ(tiles.elements(), (outer + 127) / 128 * tiles_across * 512);
+  for (std::int64_t at = 0; at < tiles.elements(); ++at) {
+    const std::int64_t tile = at / 512, in_tile = at % 512;
+    const std::int64_t i = tile / tiles_across * 128 + in_tile % 16 / 4 * 32 + in_tile / 16,
+                       j = tile % tiles_across * 4 + in_tile % 4;
+    const std::uint8_t scale = tiles.data<std::uint8_t>()[at];
+    if (i < outer && j < inner) {
+      scales.data<std::uint8_t>()[by_rows ? i * inner + j : j * outer + i] = scale;
+    } else {
+      EXPECT_EQ(scale, 0) << "padding at " << at;
+    }
+  }
+  return scales;
 }
 
 /// Numbers of 40 binades, with what is special among them, a block of zeros, and one of denormals.
@@ -57,8 +87,10 @@ CastResult cast_on(Backend& backend, const Tensor& x, const OperandCast& cast) {
   const auto packed = [&](const Tensor& tensor) {
     return tensor ? host_results(backend, [&](Backend&) { return std::vector{tensor}; })[0] : Tensor();
   };
-  return {packed(q.bytes), packed(q.blocks.scale_inv), packed(counters),
-          packed(values),  packed(q.transposed),       packed(q.blocks.transposed)};
+  const Tensor scales = packed(q.blocks.scale_inv);
+  return {packed(q.bytes),      q.blocks.swizzled ? unswizzled(scales, cast, x.rows(), x.cols()) : scales,
+          packed(counters),     packed(values),
+          packed(q.transposed), packed(q.blocks.transposed)};
 }
 
 template <typename T>
@@ -83,12 +115,13 @@ TEST(CudaBlockCast, HasTheBitsOfTheReference) {
       for (const bool strided : {false, true}) {
         const Tensor x = numbers({rows, cols, type, strided}, static_cast<std::uint64_t>(rows));
         if (!suits_devices({x})) continue;
-        for (const OperandCast& cast : {kRows, kColumns, kSquares}) {
+        for (const OperandCast& cast :
+             {kRows, kColumns, kSquares, kMxRows, kMxColumns, kMxGradientRows, kMxGradientColumns}) {
           const CastResult expected = cast_on(reference(), x, cast);
-          for (const auto& backend : block_backends()) {
-            const std::string what =
-                fmt::format("{}: {} x {} {}{} in {} x {}", backend->describe(), rows, cols, name_of(type),
-                            strided ? " strided" : "", cast.block_rows, cast.block_cols);
+          for (const auto& backend : block_backends(cast)) {
+            const std::string what = fmt::format("{}: {} x {} {}{} to {} in {} x {}", backend->describe(),
+                                                 rows, cols, name_of(type), strided ? " strided" : "",
+                                                 name_of(cast.format), cast.block_rows, cast.block_cols);
             const CastResult found = cast_on(*backend, x, cast);
             const auto expect_equal = [&](const Tensor& a, const Tensor& b, const char* part) {
               EXPECT_EQ(bytes_of(a) == bytes_of(b), true) << what << ", " << part << differences(a, b);
@@ -98,8 +131,9 @@ TEST(CudaBlockCast, HasTheBitsOfTheReference) {
             expect_equal(found.counters, expected.counters, "counters");
             expect_equal(found.values, expected.values, "dequantised");
             // What a product along rows reads, and what one down columns reads.
-            ASSERT_EQ(found.transposed.defined(), cast.block_rows > 1) << what;
-            ASSERT_EQ(found.transposed_scales.defined(), cast.block_cols > 1) << what;
+            ASSERT_EQ(found.transposed.defined(), cast.block_rows > 1 && backend->needs_transposed_fp8())
+                << what;
+            ASSERT_EQ(found.transposed_scales.defined(), cast.block_cols == 128) << what;
             if (found.transposed)
               expect_equal(found.transposed, transpose<std::uint8_t>(expected.bytes), "transposed");
             if (found.transposed_scales)
@@ -111,36 +145,54 @@ TEST(CudaBlockCast, HasTheBitsOfTheReference) {
   }
 }
 
+void expect_two_casts_in_one_read(Backend& backend, const Tensor& x, const OperandCast& rows,
+                                  const OperandCast& columns) {
+  const auto parts = [](const QuantizedTensor& q) {
+    std::vector<Tensor> all{q.bytes, q.blocks.scale_inv};
+    for (const Tensor& part : {q.transposed, q.blocks.transposed}) {
+      if (part) all.push_back(part);
+    }
+    return all;
+  };
+  // All parts of both casts, and the counters of both.
+  const auto run = [&](bool at_once) {
+    return host_results(backend, [&](Backend&) {
+      const QuantizedTensor first = allocate_quantized(backend, rows, x.rows(), x.cols()),
+                            second = allocate_quantized(backend, columns, x.rows(), x.cols());
+      const Tensor counters = backend.allocate(DType::i64, {kCastCounters});
+      backend.fill(counters, 3);
+      if (at_once) {
+        backend.quantize_both(x, {rows, {}, first}, {columns, {}, second}, counters);
+      } else {
+        backend.quantize(x, rows, {}, counters, first);
+        backend.quantize(x, columns, {}, counters, second);
+      }
+      std::vector<Tensor> all = parts(first);
+      for (const Tensor& part : parts(second)) all.push_back(part);
+      all.push_back(counters);
+      return all;
+    });
+  };
+  const std::vector<Tensor> found = run(true), expected = run(false);
+  ASSERT_EQ(found.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true) << i << differences(found[i], expected[i]);
+}
+
 TEST(CudaBlockCast, TwoCastsInOneReadAreThoseOfTwoReads) {
   for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{9, 140}, {130, 47}, {144, 264}}) {
     const Tensor x = numbers({rows, cols, DType::bf16, false}, 5);
     if (!suits_devices({x})) continue;
-    for (const auto& backend : block_backends()) {
-      const QuantizedTensor first = allocate_quantized(*backend, kRows, rows, cols),
-                            second = allocate_quantized(*backend, kColumns, rows, cols);
-      const Tensor counters = backend->allocate(DType::i64, {kCastCounters});
-      backend->fill(counters, 3);
-      backend->quantize_both(x, {kRows, {}, first}, {kColumns, {}, second}, counters);
-      const auto found = host_results(*backend, [&](Backend&) {
-        return std::vector{first.bytes,  first.blocks.scale_inv, first.blocks.transposed,
-                           second.bytes, second.transposed,      second.blocks.scale_inv,
-                           counters};
-      });
-      const CastResult by_rows = cast_on(*backend, x, kRows), by_columns = cast_on(*backend, x, kColumns);
-      const std::vector expected{by_rows.bytes,    by_rows.scales,        by_rows.transposed_scales,
-                                 by_columns.bytes, by_columns.transposed, by_columns.scales};
-      for (std::size_t i = 0; i < expected.size(); ++i)
-        EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true)
-            << i << differences(found[i], expected[i]);
-      for (int i = 0; i < kCastCounters; ++i) {
-        EXPECT_EQ(found.back().data<std::int64_t>()[i],
-                  by_rows.counters.data<std::int64_t>()[i] + by_columns.counters.data<std::int64_t>()[i] - 3);
-      }
+    for (const auto& [first, second] :
+         {std::pair(kRows, kColumns), {kMxRows, kMxColumns}, {kMxGradientRows, kMxGradientColumns}}) {
+      for (const auto& backend : block_backends(first))
+        expect_two_casts_in_one_read(*backend, x, first, second);
     }
   }
 }
 
 struct BlockProduct {
+  Recipe recipe;
   Gemm kind;
   GemmSize size;
   DType out;
@@ -150,26 +202,27 @@ struct BlockProduct {
 std::vector<BlockProduct> block_products() {
   std::vector<BlockProduct> cases;
   int number = 0;
-  for (const Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
-    for (const GemmSize& size : {GemmSize{64, 48, 128},
-                                 {128, 256, 384},
-                                 {48, 64, 192},
-                                 {8, 7, 160},
-                                 {19, 35, 21},
-                                 {130, 257, 300}}) {
-      for (const DType out : {DType::f32, DType::bf16}) {
-        cases.push_back({kind, size, out, kind == Gemm::fprop && number % 3 == 0, number % 2 == 1});
+  const auto add = [&](const Recipe& recipe, const std::vector<GemmSize>& sizes) {
+    for (const Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
+      for (const GemmSize& size : sizes) {
+        for (const DType out : {DType::f32, DType::bf16}) {
+          cases.push_back({recipe, kind, size, out, kind == Gemm::fprop && number % 3 == 0, number % 2 == 1});
+          ++number;
+        }
         ++number;
       }
-      ++number;
     }
-  }
+  };
+  add(BlockScaling{},
+      {{64, 48, 128}, {128, 256, 384}, {48, 64, 192}, {8, 7, 160}, {19, 35, 21}, {130, 257, 300}});
+  add(Mxfp8Scaling{}, {{64, 48, 128}, {48, 64, 96}, {8, 7, 160}, {130, 19, 300}});
+  add(Mxfp8Scaling{Fp8Format::hybrid}, {{32, 48, 64}, {19, 35, 21}});
   return cases;
 }
 
 void PrintTo(const BlockProduct& c, std::ostream* stream) {
-  *stream << fmt::format("{} -> {}, m {} n {} k {}, bias {}, accumulate {}", name_of(c.kind), name_of(c.out),
-                         c.size.m, c.size.n, c.size.k, c.bias, c.accumulate);
+  *stream << fmt::format("{} {} -> {}, m {} n {} k {}, bias {}, accumulate {}", describe(c.recipe),
+                         name_of(c.kind), name_of(c.out), c.size.m, c.size.n, c.size.k, c.bias, c.accumulate);
 }
 
 class CudaBlockGemm : public ::testing::TestWithParam<BlockProduct> {
@@ -182,12 +235,12 @@ class CudaBlockGemm : public ::testing::TestWithParam<BlockProduct> {
       for (std::int64_t n = 0; n < cols; ++n)
         set(x, m, n,
             std::ldexp(values[static_cast<std::size_t>(m * cols + n)],
-                       -static_cast<int>((m / 5 + n / 128) % 7)));
+                       -static_cast<int>((m / 5 + n / 32) % 7)));
     }
     return x;
   }
   static GemmOperand cast(Backend& backend, const Tensor& x, OperandRole role) {
-    const OperandCast how = BlockScaling{}.cast_of(role, GetParam().kind);
+    const OperandCast how = cast_of(GetParam().recipe, role, GetParam().kind);
     const QuantizedTensor q = allocate_quantized(backend, how, x.rows(), x.cols());
     backend.quantize(x, how, {}, {}, q);
     return q;
@@ -196,7 +249,7 @@ class CudaBlockGemm : public ::testing::TestWithParam<BlockProduct> {
 INSTANTIATE_TEST_SUITE_P(Sizes, CudaBlockGemm, ::testing::ValuesIn(block_products()));
 
 TEST_P(CudaBlockGemm, IsNearTheReferenceAndRunsInTheLibrary) {
-  const auto& [kind, size, out, has_bias, accumulate] = GetParam();
+  const auto& [recipe, kind, size, out, has_bias, accumulate] = GetParam();
   const Tensor a = kind == Gemm::wgrad ? operand(size.k, size.m, 1) : operand(size.m, size.k, 1),
                b = kind == Gemm::fprop ? operand(size.n, size.k, 2) : operand(size.k, size.n, 2);
   const Tensor bias = has_bias ? random_vector(size.n, 3) : Tensor();
@@ -211,14 +264,14 @@ TEST_P(CudaBlockGemm, IsNearTheReferenceAndRunsInTheLibrary) {
   const float terms = std::sqrt(static_cast<float>(size.k));
   const std::vector<Tensor> expected = run(reference());
   if (!suits_devices({a, b, expected[0]})) return;
-  for (const auto& backend : block_backends()) {
+  const char* const scales = !std::holds_alternative<BlockScaling>(recipe) ? "scales of 1 x 32 and 1 x 32"
+                             : kind == Gemm::wgrad                         ? "scales of 1 x 128 and 1 x 128"
+                                                   : "scales of 1 x 128 and 128 x 128";
+  for (const auto& backend : block_backends(cast_of(recipe, a_role, kind))) {
     const float error = (backend->device() == Device::cuda ? 0x1p-9f : 0x1p-19f) * terms;
     expect_near(host_results(*backend, run)[0], expected[0], {0, error}, backend->describe());
     const std::string kernel = backend->last_gemm_kernel();
-    EXPECT_NE(kernel.find(kind == Gemm::wgrad ? "scales of 1 x 128 and 1 x 128"
-                                              : "scales of 1 x 128 and 128 x 128"),
-              std::string::npos)
-        << kernel;
+    EXPECT_NE(kernel.find(scales), std::string::npos) << kernel;
   }
   const auto plain = make_emulated_backend(true);
   expect_near(host_results(*plain, run)[0], expected[0], {0, 0x1p-19f * terms}, "emulation, plain products");
@@ -253,15 +306,52 @@ TEST(CudaBlockGemmSpecial, BlocksOnBothSidesOfAProductOfAnyShapeAndNoneAcrossThe
   }
 }
 
+TEST(CudaBlockGemmSpecial, BlocksOfTwoLengthsAreNothingThatALibraryHas) {
+  const Tensor x = random_matrix({64, 256, DType::bf16, false}, 1);
+  const auto run = [&](Backend& backend) {
+    const auto cast = [&](const OperandCast& how) {
+      const QuantizedTensor q = allocate_quantized(backend, how, x.rows(), x.cols());
+      backend.quantize(x, how, {}, {}, q);
+      return q;
+    };
+    const Tensor out = reference().allocate(DType::f32, {64, 64});
+    backend.gemm(Gemm::fprop, cast(kMxRows), cast(kRows), {}, false, out);
+    return std::vector{out};
+  };
+  if (!suits_devices({x})) return;
+  const auto emulated = make_emulated_backend();
+  // Sums of 256 products of normal numbers in another order.
+  expect_near(host_results(*emulated, run)[0], run(reference())[0], {0, 0x1p-15f}, "emulation");
+  EXPECT_EQ(emulated->last_gemm_kernel(), "plain, one thread an element");
+}
+
+TEST(CudaBlockCast, ChipsWithoutTheScaleModeRefuse) {
+  for (const auto& [chip, mx, block] :
+       {std::tuple{89, false, false}, {90, false, true}, {100, true, false}, {120, true, false}}) {
+    const auto backend = make_emulated_backend(false, true, chip);
+    for (const auto& [cast, there] : {std::pair(kMxRows, mx), {kMxGradientColumns, mx}, {kRows, block}}) {
+      const std::string why = backend->why_no_cast(cast);
+      EXPECT_EQ(why.empty(), there) << chip;
+      EXPECT_EQ(contains(why, fmt::format("this GPU is sm_{}", chip)), !there) << why;
+    }
+  }
+}
+
 TEST(CudaBlockCast, OtherCastsAreRefusedWithTheReason) {
   for (const auto& backend : block_backends()) {
-    const OperandCast mx = Mxfp8Scaling{}.cast_of(OperandRole::input, Gemm::fprop);
-    EXPECT_TRUE(contains(backend->why_no_cast(mx), "not e4m3 in blocks of 1 x 32"))
-        << backend->why_no_cast(mx);
+    const OperandCast fp4 = Nvfp4Scaling{}.cast_of(OperandRole::input, Gemm::fprop);
+    EXPECT_TRUE(contains(backend->why_no_cast(fp4), "not e2m1 in blocks of 1 x 16"))
+        << backend->why_no_cast(fp4);
     const Tensor x = random_matrix({2, 64, DType::bf16, false}, 1);
-    const QuantizedTensor q = allocate_quantized(*backend, mx, 2, 64);
-    EXPECT_TRUE(contains(error_message(ErrorKind::usage, [&] { backend->quantize(x, mx, {}, {}, q); }),
+    const QuantizedTensor q = allocate_quantized(*backend, fp4, 2, 64);
+    EXPECT_TRUE(contains(error_message(ErrorKind::usage, [&] { backend->quantize(x, fp4, {}, {}, q); }),
                          "does not make this cast"));
+    OperandCast wide = kMxRows;
+    wide.block_rows = 3;
+    EXPECT_TRUE(contains(backend->why_no_cast(wide), "not e4m3 in blocks of 3 x 32"));
+    wide = kMxRows;
+    wide.stochastic = true;
+    EXPECT_TRUE(contains(backend->why_no_cast(wide), "at random"));
     EXPECT_EQ(backend->why_no_cast(CurrentScaling{}.cast_of(OperandRole::input, Gemm::fprop)), "");
   }
   for (const char* name : {"reference", "cpu"})

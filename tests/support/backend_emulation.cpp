@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "ops/cuda/chip_types.h"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/product.h"
 #include "support/emulated_backend.h"
@@ -21,7 +22,8 @@ class EmulatedRecording final : public cuda::Recording {
 
 class EmulatedRuntime final : public cuda::DeviceRuntime {
  public:
-  explicit EmulatedRuntime(bool records) : records_(records) {}
+  EmulatedRuntime(bool records, bool needs_transposed_fp8)
+      : records_(records), needs_transposed_fp8_(needs_transposed_fp8) {}
   std::string describe() const override { return "cuda (emulated)"; }
   cuda::DeviceStream stream() const override { return nullptr; }
   MemorySource memory() override {
@@ -30,7 +32,7 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
     return source;
   }
   MemorySource host_memory() override { return quaver::host_memory(); }
-  bool needs_transposed_fp8() const override { return true; }
+  bool needs_transposed_fp8() const override { return needs_transposed_fp8_; }
   bool has_warpgroup_products() const override {
     return false;
   }  // their tiles are large: slow for small models
@@ -53,13 +55,23 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
   }
 
  private:
-  bool records_;
+  bool records_, needs_transposed_fp8_;
 };
 
-/// Refuses what cuBLASLt refuses on the most demanding chips, and multiplies with the plain kernel.
+bool takes_any_layout(std::optional<int> chip) {
+  return chip && cuda::takes_any_fp8_layout(*chip);
+}
+
+/// Refuses what cuBLASLt refuses on the chip, or on the most demanding ones, and multiplies with the plain kernel.
 class StrictLibrary final : public cuda::MatrixLibrary {
  public:
-  std::string why_no_blocks() const override { return {}; }
+  explicit StrictLibrary(std::optional<int> chip) : chip_(chip) {}
+  std::string why_no_blocks(cuda::FactorScales scales) const override {
+    constexpr std::size_t kVersion = 130100;
+    if (!chip_) return {};
+    return scales == cuda::FactorScales::mx ? cuda::why_no_mx_products(*chip_, kVersion)
+                                            : cuda::why_no_block_products(*chip_, kVersion);
+  }
   std::optional<bool> can_multiply(const cuda::Product& product) const override {
     if (is_fp8(product.left.dtype) && !takes_fp8(product)) return false;
     return product.left.dtype != DType::f32 || product.out_dtype == DType::f32;
@@ -74,16 +86,19 @@ class StrictLibrary final : public cuda::MatrixLibrary {
   }
 
  private:
-  static bool fits(const cuda::Factor& factor) {
-    return !factor.swapped && factor.stride % 16 == 0 &&
+  bool fits(const cuda::Factor& factor) const {
+    return (!factor.swapped || takes_any_layout(chip_)) && factor.stride % 16 == 0 &&
            reinterpret_cast<std::uintptr_t>(factor.data) % 16 == 0;
   }
-  static bool takes_fp8(const cuda::Product& product) {
+  bool takes_fp8(const cuda::Product& product) const {
     const GemmSize& size = product.size;
-    if (is_in_blocks(product) && !(suits_library(product) && size.k % cuda::kBlock == 0)) return false;
+    if (is_in_blocks(product) && !(suits_library(product) && size.k % contraction_block(product) == 0))
+      return false;
     return size.m % 16 == 0 && size.n % 16 == 0 && size.k % 16 == 0 && fits(product.left) &&
            fits(product.right);
   }
+
+  std::optional<int> chip_;
 };
 
 /// Takes every call that suits, and computes it with the kernels of our own.
@@ -122,10 +137,11 @@ class OwnAttentionLibrary final : public cuda::AttentionLibrary {
 
 }  // namespace
 
-std::shared_ptr<Backend> make_emulated_backend(bool plain_products, bool records) {
-  return std::make_shared<cuda::DeviceBackend>(std::make_unique<EmulatedRuntime>(records),
-                                               plain_products ? nullptr : std::make_unique<StrictLibrary>(),
-                                               std::make_unique<OwnAttentionLibrary>());
+std::shared_ptr<Backend> make_emulated_backend(bool plain_products, bool records, std::optional<int> chip) {
+  return std::make_shared<cuda::DeviceBackend>(
+      std::make_unique<EmulatedRuntime>(records, !takes_any_layout(chip)),
+      plain_products ? nullptr : std::make_unique<StrictLibrary>(chip),
+      std::make_unique<OwnAttentionLibrary>());
 }
 
 }  // namespace quaver::testing

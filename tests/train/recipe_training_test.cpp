@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/files.h"
+#include "support/emulated_backend.h"
 #include "support/errors.h"
 #include "support/test_backends.h"
 #include "train/fp8_policy.h"
@@ -148,13 +149,18 @@ TEST(RecipesInRunFiles, AreNamed) {
                        "expected an array of \"input\", \"weight\", \"grad_output\""));
 }
 
-/// Devices that run `block`, the launch emulation among them.
-TEST(RecipesOnDevices, BlockTrainsAsOnTheCpu) {
+/// Devices that run the recipe, the launch emulation among them.
+class RecipesOnDevices : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(InBlocks, RecipesOnDevices, ::testing::Values("block", "mxfp8"),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(RecipesOnDevices, TrainsAsOnTheCpu) {
   TemporaryFolder folder;
   write_text(folder);
   RunConfig config = micro_config(folder);
   config.model.context = 8;  // the emulation is slow
-  config.fp8.recipe = "block";
+  config.fp8.recipe = GetParam();
+  const OperandCast cast = cast_of(config.fp8.make_recipe(), OperandRole::input, Gemm::fprop);
   const auto losses = [&](const std::shared_ptr<Backend>& backend) {
     Trainer trainer(backend, config);
     const HostBatch batch = training_batches(config).at(0);
@@ -167,24 +173,24 @@ TEST(RecipesOnDevices, BlockTrainsAsOnTheCpu) {
   const std::vector<double> expected = losses(make_backend("cpu", 2));
   for (const std::string& name : testing::test_backends()) {
     const auto backend = testing::make_test_backend(name);
-    if (name == "reference" || name == "cpu" ||
-        !backend->why_no_cast(BlockScaling{}.cast_of(OperandRole::input, Gemm::fprop)).empty())
-      continue;
+    if (name == "reference" || name == "cpu" || !backend->why_no_cast(cast).empty()) continue;
     const std::vector<double> found = losses(backend);
     // As between cpu and reference: last bits of other sums become codes here and there.
     for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 0.02) << name << i;
   }
 }
 
-TEST(RecipesOnDevices, WhatADeviceDoesNotRunIsRefusedBeforeTheFirstStep) {
+TEST(RecipesThatADeviceDoesNotRun, AreRefusedBeforeTheFirstStep) {
   TemporaryFolder folder;
   write_text(folder);
   RunConfig config = micro_config(folder);
   const auto refusal = [&] {
-    return error_message(ErrorKind::usage, [&] { Trainer(testing::make_test_backend("emulation"), config); });
+    return error_message(ErrorKind::usage,
+                         [&] { Trainer(testing::make_emulated_backend(false, true, 90), config); });
   };
   config.fp8.recipe = "mxfp8";
   EXPECT_TRUE(contains(refusal(), "does not run the recipe mxfp8(e4m3) (input of fprop)")) << refusal();
+  EXPECT_TRUE(contains(refusal(), "on sm_100 and newer, this GPU is sm_90")) << refusal();
   config.fp8.recipe = "delayed";
   config.fp8.overrides = {{.match = "lm_head", .recipe = "nvfp4"}};
   EXPECT_TRUE(contains(refusal(), "does not run the recipe nvfp4")) << refusal();

@@ -1,4 +1,5 @@
-/// Casts in blocks of 128 numbers: 1 x 128, 128 x 1 or 128 x 128, a power of two for each.
+/// Casts in blocks: of 1 x 128, 128 x 1 or 128 x 128 numbers with a power of two for each, in FP32; of 1 x 32 or 32 x 1 with one in
+/// E8M0 (MXFP8), swizzled.
 ///
 /// A block of threads takes a tile of 128 x 128 numbers into its registers, reads once, finds the amaxes of the tile's blocks
 /// and writes codes, transposed codes and scales.
@@ -9,19 +10,26 @@
 #include <cmath>
 
 #include "ops/cuda/device_backend.h"
+#include "ops/cuda/e8m0.cuh"
 #include "ops/cuda/produce.cuh"
+#include "ops/scale_tiles.h"
 
 namespace quaver::cuda {
 
-/// Which numbers of a tile share a scale: those of a row, of a column, all.
-enum class BlockShape : std::int32_t { row, column, square };
+/// Which numbers of a tile share a scale: those of a row, of a column, all; or 32 that lie side by side in a row, or in a column.
+enum class BlockShape : std::int32_t { row, column, square, mx_row, mx_column };
+constexpr bool is_mx(BlockShape shape) {
+  return shape == BlockShape::mx_row || shape == BlockShape::mx_column;
+}
 
 /// Where a cast in blocks goes, for device code; null where absent.
 struct BlockSink {
   Matrix<std::uint8_t> bytes, transposed;
   Matrix<float> scales, transposed_scales;  ///< as BlockScales has them; what pads a row is set to 0
+  Matrix<std::uint8_t> scale_tiles;         ///< of MXFP8: a row for 128 rows or columns (ops/scale_tiles.h)
   unsigned long long* counters;
-  std::int64_t
+  Fp8 format;  ///< of MXFP8; others are e4m3
+  std::int32_t
       transposed_packs;  ///< (as a number: no padding) rows of `transposed` may be written 4 bytes at a time
 };
 
@@ -94,13 +102,12 @@ __device__ void scale_rows(const ThreadTile<T>& tile, const TilePlace& place, co
   }
 }
 
-/// scales[n] of column n.
+constexpr int kBlockCastWarps = kBlockCastThreads / 32;
+constexpr int kWarpRows = kPack * 32 / kSidePacks;  ///< of a tile
+
+/// Amaxes of the columns of each warp's kWarpRows rows. By all threads of the block, which have them afterwards.
 template <typename T>
-__device__ void scale_columns(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
-                              float (&scales)[kPack]) {
-  constexpr int kWarps = kBlockCastThreads / 32;
-  __shared__ float amaxes[kWarps][kBlock];
-  __shared__ float found[kBlock];
+__device__ void find_column_amaxes(const ThreadTile<T>& tile, float (&amaxes)[kBlockCastWarps][kBlock]) {
   const int thread = static_cast<int>(threadIdx.x), first = thread % kSidePacks * kPack;
 #pragma unroll
   for (int n = 0; n < kPack; ++n) {
@@ -111,10 +118,20 @@ __device__ void scale_columns(const ThreadTile<T>& tile, const TilePlace& place,
     if (thread % 32 < kSidePacks) amaxes[thread / 32][first + n] = amax;
   }
   __syncthreads();
+}
+
+/// scales[n] of column n.
+template <typename T>
+__device__ void scale_columns(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
+                              float (&scales)[kPack]) {
+  __shared__ float amaxes[kBlockCastWarps][kBlock];
+  __shared__ float found[kBlock];
+  const int thread = static_cast<int>(threadIdx.x), first = thread % kSidePacks * kPack;
+  find_column_amaxes(tile, amaxes);
   if (thread < kBlock) {
     float amax = 0;
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) amax = fmaxf(amax, amaxes[warp][thread]);
+    for (int warp = 0; warp < kBlockCastWarps; ++warp) amax = fmaxf(amax, amaxes[warp][thread]);
     const float scale = found[thread] = block_scale(amax);
     const std::int64_t column = place.across * kBlock + thread;
     if (column < sink.scales.stride)
@@ -150,6 +167,63 @@ __device__ void scale_square(const ThreadTile<T>& tile, const TilePlace& place, 
   write(sink.transposed_scales, place.across, place.down, place.rows);
 }
 
+/// A tile of E8M0 scales; a cast's tile of numbers has one. By all threads of the block, after a barrier.
+__device__ inline void write_scale_tile(const BlockSink& sink, std::int64_t down, std::int64_t across,
+                                        const std::uint8_t* bytes) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread >= kScaleTileBytes / 4) return;
+  reinterpret_cast<unsigned*>(sink.scale_tiles.address(down, across * kScaleTileBytes))[thread] =
+      reinterpret_cast<const unsigned*>(bytes)[thread];
+}
+
+/// scales[m] of row m. What lies outside the matrix is zeros, so its blocks have byte 0.
+template <typename T>
+__device__ void scale_mx_rows(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
+                              float (&scales)[kPack]) {
+  constexpr int kLanes = static_cast<int>(kMxBlock) / kPack;  // that hold a block
+  __shared__ __align__(4) std::uint8_t bytes[kScaleTileBytes];
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (int m = 0; m < kPack; ++m) {
+    float amax = 0;
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(tile(m, n)));
+    const unsigned byte = e8m0_byte(group_reduce(amax, kLanes, Largest{}) / largest_fp8(sink.format));
+    scales[m] = e8m0_reciprocal(byte);
+    if (thread % kLanes == 0)
+      bytes[offset_in_scale_tile(thread / kSidePacks * kPack + m, thread % kSidePacks / kLanes)] =
+          static_cast<std::uint8_t>(byte);
+  }
+  __syncthreads();
+  write_scale_tile(sink, place.down, place.across, bytes);
+}
+
+/// scales[n] of column n.
+template <typename T>
+__device__ void scale_mx_columns(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
+                                 float (&scales)[kPack]) {
+  constexpr int kBlocks = static_cast<int>(kBlock / kMxBlock), kWarps = kBlockCastWarps / kBlocks;
+  static_assert(kWarps * kWarpRows == kMxBlock);
+  __shared__ float amaxes[kBlockCastWarps][kBlock];
+  __shared__ float found[kBlocks][kBlock];
+  __shared__ __align__(4) std::uint8_t bytes[kScaleTileBytes];
+  const int thread = static_cast<int>(threadIdx.x), first = thread % kSidePacks * kPack;
+  find_column_amaxes(tile, amaxes);
+  for (int i = thread; i < kBlocks * kBlock; i += kBlockCastThreads) {
+    const int block = i / static_cast<int>(kBlock), column = i % static_cast<int>(kBlock);
+    float amax = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) amax = fmaxf(amax, amaxes[kWarps * block + warp][column]);
+    const unsigned byte = e8m0_byte(amax / largest_fp8(sink.format));
+    found[block][column] = e8m0_reciprocal(byte);
+    bytes[offset_in_scale_tile(column, block)] = static_cast<std::uint8_t>(byte);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < kPack; ++n) scales[n] = found[thread / 32 / kWarps][first + n];
+  write_scale_tile(sink, place.across, place.down, bytes);
+}
+
 /// Writes a tile of words that lie in shared memory: word w of transposed row n at [n * kSideWords + (w ^ swizzle(n))], so that neither
 /// those who write them nor those who read them meet at one bank (two of a warp's lanes at most).
 __device__ inline int swizzle(int n) {
@@ -175,7 +249,7 @@ __device__ void write_transposed_words(const AnySink& sink, const unsigned* word
 
 /// Codes of the thread's numbers n, n + 1, ... of row m, the first in the lowest byte; 0 for what lies outside the matrix.
 template <bool kPacks, typename T>
-__device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, const float (&scales)[4],
+__device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, Fp8 format, const float (&scales)[4],
                               CastTrace& trace) {
   if (m >= tile.rows || n >= tile.cols) return 0;
   float x[4];
@@ -183,10 +257,10 @@ __device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, const flo
   for (int i = 0; i < 4; ++i) x[i] = tile(m, n + i);
   unsigned word[1] = {};
   if (kPacks || n + 4 <= tile.cols) {
-    trace.cast(Fp8::e4m3, scales, x, word);
+    trace.cast(format, scales, x, word);
   } else {
     for (int i = 0; n + i < tile.cols; ++i)
-      word[0] |= static_cast<unsigned>(trace.cast(Fp8::e4m3, scales[i], x[i])) << 8 * i;
+      word[0] |= static_cast<unsigned>(trace.cast(format, scales[i], x[i])) << 8 * i;
   }
   return word[0];
 }
@@ -199,6 +273,10 @@ __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, con
   if constexpr (kShape == BlockShape::row) scale_rows(tile, place, sink, scales);
   if constexpr (kShape == BlockShape::column) scale_columns(tile, place, sink, scales);
   if constexpr (kShape == BlockShape::square) scale_square(tile, place, sink, scales);
+  if constexpr (kShape == BlockShape::mx_row) scale_mx_rows(tile, place, sink, scales);
+  if constexpr (kShape == BlockShape::mx_column) scale_mx_columns(tile, place, sink, scales);
+  constexpr bool kByColumns = kShape == BlockShape::column || kShape == BlockShape::mx_column;
+  const Fp8 format = is_mx(kShape) ? sink.format : Fp8::e4m3;
 
   CastTrace trace;
   unsigned words[kPack / 4][kPack];
@@ -209,8 +287,8 @@ __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, con
     for (int w = 0; w < kPack / 4; ++w) {
       float of_four[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) of_four[i] = kShape == BlockShape::column ? scales[4 * w + i] : scales[m];
-      written.at[w] = words[w][m] = cast_four<kPacks>(tile, m, 4 * w, of_four, trace);
+      for (int i = 0; i < 4; ++i) of_four[i] = kByColumns ? scales[4 * w + i] : scales[m];
+      written.at[w] = words[w][m] = cast_four<kPacks>(tile, m, 4 * w, format, of_four, trace);
     }
     if (m >= tile.rows || tile.cols == 0) continue;
     std::uint8_t* const to = sink.bytes.address(tile.row + m, tile.column);

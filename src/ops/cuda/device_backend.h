@@ -42,18 +42,26 @@ class DeviceRuntime {
   virtual Recorded record(const std::vector<Work>& list) = 0;
 };
 
+constexpr std::int64_t kBlock = 128, kMxBlock = 32;
+
+/// Which elements of an FP8 factor share a scale, and how the scales lie.
+enum class FactorScales : std::int32_t {
+  tensor,   ///< one, f32
+  rows,     ///< f32, one for kBlock elements along k: that of (i, k) is [k / kBlock * scale_stride + i]
+  squares,  ///< f32, one for kBlock x kBlock elements: [i / kBlock * scale_stride + k / kBlock]
+  mx,  ///< e8m0, one for kMxBlock elements along k, in tiles (ops/scale_tiles.h); scale_stride bytes for 128 of i
+};
+
 /// One operand of a product: element (i, k) is data[i * stride + k], or data[k * stride + i] where `swapped`.
 struct Factor {
   const void* data = nullptr;
   std::int64_t stride = 0;
   bool swapped = false;
   DType dtype = DType::f32;
-  const float* scale_inv = nullptr;  ///< of FP8: one, or those of blocks
-  /// 0: one scale. Else kBlock elements along k share one with so many along i: with 1, that of (i, k) is scale_inv[k / kBlock *
-  /// scale_stride + i]; with kBlock, scale_inv[i / kBlock * scale_stride + k / kBlock].
-  std::int64_t block_rows = 0, scale_stride = 0;
+  const void* scale_inv = nullptr;  ///< of FP8
+  FactorScales scales = FactorScales::tensor;
+  std::int64_t scale_stride = 0;
 };
-constexpr std::int64_t kBlock = 128;
 
 /// out[m, n] (+)= the sum over k of left(m, k) right(n, k), times both scale_inv, or each element times its block's.
 struct Product {
@@ -69,8 +77,9 @@ struct Product {
 class MatrixLibrary {
  public:
   virtual ~MatrixLibrary() = default;
-  /// Why it multiplies no factors in blocks on this machine; empty: it does, where `suits_library` has nothing against a product.
-  virtual std::string why_no_blocks() const = 0;
+  /// Why it multiplies no factors in blocks with such scales on this machine; empty: it does, where `suits_library` has nothing against
+  /// a product.
+  virtual std::string why_no_blocks(FactorScales scales) const = 0;
   /// Whether `multiply` would queue the product and do nothing else; nothing: it would first run candidates.
   virtual std::optional<bool> can_multiply(const Product& product) const = 0;
   /// Queues the product; false, with nothing queued, if the library cannot compute it.
@@ -89,6 +98,7 @@ class DeviceBackend final : public Backend {
   Device device() const override { return Device::cuda; }
   std::string describe() const override;
   bool needs_transposed_fp8() const override { return runtime_->needs_transposed_fp8(); }
+  bool reads_swizzled_scales() const override { return true; }
 
   void run_repeated(const std::function<void()>& work) override { queue_.run(work); }
   RepeatUse repeat_use() const override { return queue_.use(); }
@@ -102,7 +112,7 @@ class DeviceBackend final : public Backend {
                    std::uint64_t stream) override;
   void convert(const Tensor& source, const Tensor& destination) override;
   void cast(const Tensor& x, const Output& output) override;
-  /// Current scaling, and the casts of the recipe `block` where products in blocks are there.
+  /// Current scaling, and the casts of the recipes `block` and `mxfp8` where products in such blocks are there.
   std::string why_no_cast(const OperandCast& cast) const override;
   void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise, const Tensor& counters,
                 const QuantizedTensor& out) override;
@@ -156,7 +166,7 @@ class DeviceBackend final : public Backend {
   Stream stream() { return &queue_; }
   void copy_rows(const void* source, std::size_t source_pitch, void* destination,
                  std::size_t destination_pitch, std::size_t width, std::size_t rows);
-  Tensor padded_copy(const Factor& factor, const Shape& used, const Shape& whole);
+  Tensor pad(Factor& factor, Shape used, Shape whole);
   bool multiply_in_library(const Product& product);
   Tensor transposed(const Tensor& bytes);
   Factor factor(const GemmOperand& operand, Gemm kind, bool swapped, Tensor& kept);

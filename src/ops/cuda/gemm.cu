@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <utility>
+
 #include "base/check.h"
 #include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/device_backend.h"
@@ -62,10 +65,17 @@ std::int64_t padded(std::int64_t size, std::int64_t granule = kGranule) {
 void add_block_scales(Factor& factor, const BlockScales& blocks, Gemm kind, bool swapped) {
   const std::int64_t along = swapped ? blocks.rows : blocks.cols,
                      across = swapped ? blocks.cols : blocks.rows;
-  require(along == kBlock && (across == 1 || across == kBlock),
+  require((along == kBlock && (across == 1 || across == kBlock)) ||
+              (along == kMxBlock && across == 1 && blocks.swizzled),
           "{}: an operand in blocks of {} along the contraction and {} across, expected {} along and 1 or {} "
-          "across",
-          name_of(kind), along, across, kBlock, kBlock);
+          "across, or {} along with e8m0 scales and 1 across",
+          name_of(kind), along, across, kBlock, kBlock, kMxBlock);
+  if (blocks.swizzled) {
+    factor.scale_inv = blocks.scale_inv.raw();
+    factor.scales = FactorScales::mx;
+    factor.scale_stride = blocks.scale_inv.cols();
+    return;
+  }
   const bool as_stored = swapped == (across == 1);
   const Tensor& scales = as_stored ? blocks.scale_inv : blocks.transposed;
   require(scales.defined() && scales.dtype() == DType::f32,
@@ -74,7 +84,7 @@ void add_block_scales(Factor& factor, const BlockScales& blocks, Gemm kind, bool
           "this backend",
           name_of(kind));
   factor.scale_inv = scales.data<float>();
-  factor.block_rows = across;
+  factor.scales = across == 1 ? FactorScales::rows : FactorScales::squares;
   factor.scale_stride = scales.row_stride();
 }
 
@@ -89,13 +99,20 @@ bool is_granular(const Product& product) {
 
 }  // namespace
 
-/// A copy of FP8 bytes of shape `used` with zeros up to `whole`.
-Tensor DeviceBackend::padded_copy(const Factor& factor, const Shape& used, const Shape& whole) {
+/// Makes the factor read a copy of its FP8 bytes, of shape `used` outside and along the contraction, with zeros up to `whole`. The result
+/// holds the copy until the product is queued.
+Tensor DeviceBackend::pad(Factor& factor, Shape used, Shape whole) {
+  if (factor.swapped) {
+    std::swap(used[0], used[1]);
+    std::swap(whole[0], whole[1]);
+  }
   const Tensor copy = allocate(DType::u8, whole);
   fill(copy, 0);
   copy_rows(factor.data, static_cast<std::size_t>(factor.stride), copy.raw(),
             static_cast<std::size_t>(copy.cols()), static_cast<std::size_t>(used[1]),
             static_cast<std::size_t>(used[0]));
+  factor.data = copy.raw();
+  factor.stride = copy.cols();
   return copy;
 }
 
@@ -108,11 +125,11 @@ bool DeviceBackend::multiply_in_library(const Product& p) {
   const auto start = [this, p] { library_->multiply(p, *this); };
   const auto with_factor = [&](const Factor& f, const auto&... more) {
     queue_.add("gemm", start, p.size.m, p.size.n, p.size.k, p.fast_accumulation, p.accumulate, p.out,
-               p.out_stride, p.out_dtype, f.data, f.stride, f.swapped, f.dtype, f.scale_inv, f.block_rows,
+               p.out_stride, p.out_dtype, f.data, f.stride, f.swapped, f.dtype, f.scale_inv, f.scales,
                f.scale_stride, more...);
   };
   const Factor& r = p.right;
-  with_factor(p.left, r.data, r.stride, r.swapped, r.dtype, r.scale_inv, r.block_rows, r.scale_stride);
+  with_factor(p.left, r.data, r.stride, r.swapped, r.dtype, r.scale_inv, r.scales, r.scale_stride);
   return true;
 }
 
@@ -145,15 +162,11 @@ bool DeviceBackend::multiply_padded(const Product& product, const Tensor& bias, 
   const GemmSize& size = product.size;
   Product whole = product;
   Tensor left, right;
-  const std::int64_t granule = is_in_blocks(product) ? kBlock : kGranule;
-  if (is_fp8(product.left.dtype) && !product.left.swapped && !product.right.swapped &&
-      !(is_granular(product) && size.k % granule == 0)) {
+  const std::int64_t granule = std::max(contraction_block(product), kGranule);
+  if (is_fp8(product.left.dtype) && !(is_granular(product) && size.k % granule == 0)) {
     whole.size = {padded(size.m), padded(size.n), padded(size.k, granule)};
-    left = padded_copy(product.left, {size.m, size.k}, {whole.size.m, whole.size.k});
-    right = padded_copy(product.right, {size.n, size.k}, {whole.size.n, whole.size.k});
-    whole.left.data = left.raw();
-    whole.right.data = right.raw();
-    whole.left.stride = whole.right.stride = whole.size.k;
+    left = pad(whole.left, {size.m, size.k}, {whole.size.m, whole.size.k});
+    right = pad(whole.right, {size.n, size.k}, {whole.size.n, whole.size.k});
   }
   const Tensor sums = allocate(DType::f32, {whole.size.m, whole.size.n});
   whole.accumulate = false;

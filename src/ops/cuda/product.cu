@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include "ops/cuda/e8m0.cuh"
 #include "ops/cuda/fp8.cuh"
 #include "ops/cuda/matrix.cuh"
+#include "ops/scale_tiles.h"
 
 namespace quaver::cuda {
 namespace {
@@ -14,17 +16,27 @@ struct Elements {
   const void* data;
   std::int64_t stride;
   int swapped;
-  int dtype;                  // a DType
-  const float* block_scales;  // null without blocks
-  std::int64_t block_rows, scale_stride;
+  int dtype;                 // a DType
+  const void* block_scales;  // null without blocks
+  std::int64_t scale_stride;
+  std::int64_t scales;  // a FactorScales
 
   /// As it is multiplied: in blocks, rounded to BF16.
   __device__ float operator()(std::int64_t i, std::int64_t k) const {
     const float element = stored(i, k);
-    if (!block_scales) return element;
-    const std::int64_t at =
-        block_rows == 1 ? k / kBlock * scale_stride + i : i / kBlock * scale_stride + k / kBlock;
-    return as_float(round_as<bf16>(element * block_scales[at]));
+    return block_scales ? as_float(round_as<bf16>(element * block_scale(i, k))) : element;
+  }
+  __device__ float block_scale(std::int64_t i, std::int64_t k) const {
+    const auto* const numbers = static_cast<const float*>(block_scales);
+    switch (static_cast<FactorScales>(scales)) {
+      case FactorScales::rows:
+        return numbers[k / kBlock * scale_stride + i];
+      case FactorScales::squares:
+        return numbers[i / kBlock * scale_stride + k / kBlock];
+      default:
+        return e8m0_value(
+            static_cast<const std::uint8_t*>(block_scales)[scale_tile_offset(i, k / kMxBlock, scale_stride)]);
+    }
   }
   __device__ float stored(std::int64_t i, std::int64_t k) const {
     const std::int64_t at = swapped ? k * stride + i : i * stride + k;
@@ -67,41 +79,93 @@ __global__ void multiply(GemmSize size, Elements left, Elements right, const flo
   *out.address(m, n) = round_as<T>(sum);
 }
 
+bool in_blocks(const Factor& factor) {
+  return factor.scales != FactorScales::tensor;
+}
 Elements elements_of(const Factor& factor) {
-  const float* const block_scales = factor.block_rows > 0 ? factor.scale_inv : nullptr;
-  return {factor.data,  factor.stride,     factor.swapped,     static_cast<int>(factor.dtype),
-          block_scales, factor.block_rows, factor.scale_stride};
+  return {factor.data,
+          factor.stride,
+          factor.swapped,
+          static_cast<int>(factor.dtype),
+          in_blocks(factor) ? factor.scale_inv : nullptr,
+          factor.scale_stride,
+          static_cast<std::int64_t>(factor.scales)};
 }
 /// The one scale of FP8; null with blocks.
 const float* scale_of(const Factor& factor) {
-  return factor.block_rows > 0 ? nullptr : factor.scale_inv;
+  return in_blocks(factor) ? nullptr : static_cast<const float*>(factor.scale_inv);
+}
+
+/// Elements along the contraction that share a scale; 0 without blocks.
+std::int64_t contraction_block(const Factor& factor) {
+  if (!in_blocks(factor)) return 0;
+  return factor.scales == FactorScales::mx ? kMxBlock : kBlock;
 }
 
 bool scales_suit(const Factor& factor, std::int64_t rows, std::int64_t contraction) {
+  if (!on_pack(factor.scale_inv)) return false;
+  if (factor.scales == FactorScales::mx)
+    return factor.scale_stride == scale_tiles_shape(rows, blocks_for(contraction, kMxBlock))[1];
   constexpr std::int64_t kGranule = 4;
   const std::int64_t blocks = blocks_for(contraction, kBlock);
-  const std::int64_t stride = factor.block_rows == 1 ? rows : blocks_for(blocks, kGranule) * kGranule;
-  return factor.scale_stride == stride && stride % kGranule == 0 && on_pack(factor.scale_inv);
+  const std::int64_t stride =
+      factor.scales == FactorScales::rows ? rows : blocks_for(blocks, kGranule) * kGranule;
+  return factor.scale_stride == stride && stride % kGranule == 0;
+}
+
+std::string describe_block(const Factor& factor) {
+  return fmt::format("{} x {}", factor.scales == FactorScales::squares ? kBlock : 1,
+                     contraction_block(factor));
 }
 
 }  // namespace
 
 bool is_in_blocks(const Product& product) {
-  return product.left.block_rows > 0 || product.right.block_rows > 0;
+  return in_blocks(product.left) || in_blocks(product.right);
+}
+
+std::int64_t contraction_block(const Product& product) {
+  const std::int64_t left = contraction_block(product.left);
+  return left == contraction_block(product.right) ? left : 0;
 }
 
 bool suits_library(const Product& product) {
   if (!is_in_blocks(product)) return true;
   const auto [m, n, k] = product.size;
-  const std::int64_t left = product.left.block_rows, right = product.right.block_rows;
-  return left > 0 && right > 0 && (left == 1 || right == 1) && scales_suit(product.left, m, k) &&
+  const bool both_square =
+      product.left.scales == FactorScales::squares && product.right.scales == FactorScales::squares;
+  return contraction_block(product) > 0 && !both_square && scales_suit(product.left, m, k) &&
          scales_suit(product.right, n, k);
 }
 
 std::string describe_blocks(const Product& product) {
   if (!is_in_blocks(product)) return {};
-  return fmt::format(", scales of {} x {} and {} x {}", product.left.block_rows, kBlock,
-                     product.right.block_rows, kBlock);
+  return fmt::format(", scales of {} and {}", describe_block(product.left), describe_block(product.right));
+}
+
+std::vector<Product> mx_probes(bool any_layout, void* memory) {
+  constexpr std::int64_t kSize = 256;
+  const auto factor = [&](bool swapped) {
+    return Factor{memory,
+                  kSize,
+                  swapped && any_layout,
+                  DType::e4m3,
+                  memory,
+                  FactorScales::mx,
+                  scale_tiles_shape(kSize, kSize / kMxBlock)[1]};
+  };
+  const auto product = [&](bool left_swapped, bool right_swapped, bool accumulate, DType out) {
+    return Product{{kSize, kSize, kSize},
+                   factor(left_swapped),
+                   factor(right_swapped),
+                   false,
+                   accumulate,
+                   memory,
+                   kSize,
+                   out};
+  };
+  return {product(false, false, false, DType::bf16), product(false, true, false, DType::bf16),
+          product(true, true, true, DType::f32)};
 }
 
 void launch_plain_product(const Product& product, const float* bias, Stream stream) {

@@ -1,15 +1,20 @@
 #include "base/check.h"
 #include "fp8/block_scaling.h"
+#include "fp8/mxfp8_scaling.h"
 #include "ops/cuda/block_cast.cuh"
 #include "ops/cuda/device_backend.h"
 
 namespace quaver::cuda {
 namespace {
 
-/// Nothing if it is not one of the recipe block's.
+/// Nothing if it is neither one of the recipe block's nor of mxfp8's.
 std::optional<BlockShape> shape_of(const OperandCast& cast) {
-  if (cast.format != DType::e4m3 || cast.rule != block_scale_rule() || cast.stochastic || cast.hadamard)
-    return {};
+  if (cast.stochastic || cast.hadamard) return {};
+  if (cast.rule == mxfp8_scale_rule() && is_fp8(cast.format)) {
+    if (cast.block_rows == 1 && cast.block_cols == kMxBlock) return BlockShape::mx_row;
+    if (cast.block_rows == kMxBlock && cast.block_cols == 1) return BlockShape::mx_column;
+  }
+  if (cast.format != DType::e4m3 || cast.rule != block_scale_rule()) return {};
   if (cast.block_rows == 1 && cast.block_cols == kBlock) return BlockShape::row;
   if (cast.block_rows == kBlock && cast.block_cols == 1) return BlockShape::column;
   if (cast.block_rows == kBlock && cast.block_cols == kBlock) return BlockShape::square;
@@ -18,11 +23,14 @@ std::optional<BlockShape> shape_of(const OperandCast& cast) {
 
 BlockSink sink_of(const QuantizedTensor& out, const Tensor& counters) {
   const auto transposed = matrix_of<std::uint8_t>(out.transposed);
+  const BlockScales& blocks = out.blocks;
   return {matrix_of<std::uint8_t>(out.bytes),
           transposed,
-          matrix_of<float>(out.blocks.scale_inv),
-          matrix_of<float>(out.blocks.transposed),
+          blocks.swizzled ? Matrix<float>{} : matrix_of<float>(blocks.scale_inv),
+          matrix_of<float>(blocks.transposed),
+          blocks.swizzled ? matrix_of<std::uint8_t>(blocks.scale_inv) : Matrix<std::uint8_t>{},
           counters ? counters.data<unsigned long long>() : nullptr,
+          fp8_of(out.bytes.dtype()),
           transposed.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(transposed.data) % 4 == 0};
 }
 
@@ -37,15 +45,29 @@ void launch_block_cast(const Tensor& x, const std::array<BlockSink, sizeof...(kS
   });
 }
 
+/// Scales of blocks for device code: f32, swizzled e8m0, or none.
+struct BlockTable {
+  Matrix<float> scales;
+  Matrix<std::uint8_t> tiles;
+  std::int64_t rows, cols;  // of a block
+
+  __device__ bool defined() const { return scales.data || tiles.data; }
+  __device__ float operator()(std::int64_t m, std::int64_t n) const {
+    if (!tiles.data) return scales(m / rows, n / cols);
+    const std::int64_t at = rows == 1 ? scale_tile_offset(m, n / cols, tiles.stride)
+                                      : scale_tile_offset(n, m / rows, tiles.stride);
+    return e8m0_value(tiles.data[at]);
+  }
+};
+
 /// One element per thread.
-__global__ void widen_blocks(Matrix<std::uint8_t> bytes, Fp8 format, Matrix<float> scales,
-                             std::int64_t block_rows, std::int64_t block_cols, Matrix<bf16> values,
+__global__ void widen_blocks(Matrix<std::uint8_t> bytes, Fp8 format, BlockTable scales, Matrix<bf16> values,
                              std::int64_t rows, std::int64_t cols) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (index >= rows * cols) return;
   const std::int64_t m = quotient(index, cols), n = index - m * cols;
   float value = fp8_value(format, *bytes.address(m, n));
-  if (scales.data) value = value * scales(m / block_rows, n / block_cols);
+  if (scales.defined()) value = value * scales(m, n);
   *values.address(m, n) = round_as<bf16>(value);
 }
 
@@ -60,12 +82,16 @@ void check_block_cast(const Backend& backend, const Tensor& x, const OperandCast
 
 std::string DeviceBackend::why_no_cast(const OperandCast& cast) const {
   if (!cast.scales_blocks()) return Backend::why_no_cast(cast);
-  if (shape_of(cast)) return library_ ? library_->why_no_blocks() : std::string();
+  if (const std::optional<BlockShape> shape = shape_of(cast)) {
+    if (!library_) return {};
+    return library_->why_no_blocks(is_mx(*shape) ? FactorScales::mx : FactorScales::rows);
+  }
   return fmt::format(
-      "it multiplies e4m3 in blocks of 1 x 128, 128 x 1 and 128 x 128 by the rule of the recipe block, not "
-      "{} in "
-      "blocks of {} x {} by another",
-      name_of(cast.format), cast.block_rows, cast.block_cols);
+      "it multiplies e4m3 in blocks of 1 x 128, 128 x 1 and 128 x 128 by the rule of the recipe block, and "
+      "e4m3 and "
+      "e5m2 in blocks of 1 x 32 and 32 x 1 by that of mxfp8, not {} in blocks of {} x {}{}",
+      name_of(cast.format), cast.block_rows, cast.block_cols,
+      cast.stochastic || cast.hadamard ? ", at random" : "");
 }
 
 void DeviceBackend::quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise,
@@ -82,28 +108,39 @@ void DeviceBackend::quantize(const Tensor& x, const OperandCast& cast, const Cas
       return launch_block_cast<BlockShape::column>(x, sinks, pack, stream());
     case BlockShape::square:
       return launch_block_cast<BlockShape::square>(x, sinks, pack, stream());
+    case BlockShape::mx_row:
+      return launch_block_cast<BlockShape::mx_row>(x, sinks, pack, stream());
+    case BlockShape::mx_column:
+      return launch_block_cast<BlockShape::mx_column>(x, sinks, pack, stream());
   }
 }
 
 void DeviceBackend::quantize_both(const Tensor& x, const CastTask& first, const CastTask& second,
                                   const Tensor& counters) {
-  if (shape_of(first.cast) != BlockShape::row || shape_of(second.cast) != BlockShape::column)
-    return Backend::quantize_both(x, first, second, counters);
+  const std::optional<BlockShape> a = shape_of(first.cast), b = shape_of(second.cast);
+  const bool in_blocks = a == BlockShape::row && b == BlockShape::column,
+             mx = a == BlockShape::mx_row && b == BlockShape::mx_column;
+  if (!in_blocks && !mx) return Backend::quantize_both(x, first, second, counters);
   for (const CastTask* task : {&first, &second}) check_block_cast(*this, x, task->cast, counters, task->out);
-  launch_block_cast<BlockShape::row, BlockShape::column>(
-      x, {sink_of(first.out, counters), sink_of(second.out, counters)},
-      packs(x) && packs(first.out.bytes) && packs(second.out.bytes), stream());
+  const std::array<BlockSink, 2> sinks{sink_of(first.out, counters), sink_of(second.out, counters)};
+  const bool pack = packs(x) && packs(first.out.bytes) && packs(second.out.bytes);
+  if (mx) return launch_block_cast<BlockShape::mx_row, BlockShape::mx_column>(x, sinks, pack, stream());
+  launch_block_cast<BlockShape::row, BlockShape::column>(x, sinks, pack, stream());
 }
 
 void DeviceBackend::dequantize(const QuantizedTensor& q, const Tensor& values) {
   check_dequantize(q, values);
   const BlockScales& blocks = q.blocks;
-  require(q.e2m1_cols == 0 && (!blocks.scale_inv || blocks.scale_inv.dtype() == DType::f32),
-          "dequantize: the backend {} has e4m3 and e5m2, and f32 scales of blocks", name());
+  require(
+      q.e2m1_cols == 0 && (!blocks.scale_inv || blocks.swizzled || blocks.scale_inv.dtype() == DType::f32),
+      "dequantize: the backend {} has e4m3 and e5m2, and f32 or swizzled e8m0 scales of blocks", name());
+  const BlockTable table{blocks.swizzled ? Matrix<float>{} : matrix_of<float>(blocks.scale_inv),
+                         blocks.swizzled ? matrix_of<std::uint8_t>(blocks.scale_inv) : Matrix<std::uint8_t>{},
+                         blocks.rows, blocks.cols};
   const std::int64_t elements = values.rows() * values.cols();
   launch("dequantize", widen_blocks, {blocks_for(elements, kTileThreads), kTileThreads}, stream(),
-         matrix_of<std::uint8_t>(q.bytes), fp8_of(q.bytes.dtype()), matrix_of<float>(blocks.scale_inv),
-         blocks.rows, blocks.cols, matrix_of<bf16>(values), values.rows(), values.cols());
+         matrix_of<std::uint8_t>(q.bytes), fp8_of(q.bytes.dtype()), table, matrix_of<bf16>(values),
+         values.rows(), values.cols());
 }
 
 }  // namespace quaver::cuda

@@ -49,6 +49,7 @@ class Cublas final : public MatrixLibrary {
     check(cudaMalloc(&workspace_, kWorkspaceBytes), "allocating cuBLASLt's workspace");
     for (cudaEvent_t& event : timer_) check(cudaEventCreate(&event), "creating an event");
     why_no_blocks_ = why_no_block_products(chip(), lt_.version());
+    why_no_mx_ = find_why_no_mx();
   }
   ~Cublas() override {
     plans_.clear();
@@ -59,7 +60,9 @@ class Cublas final : public MatrixLibrary {
   Cublas(const Cublas&) = delete;
   Cublas& operator=(const Cublas&) = delete;
 
-  std::string why_no_blocks() const override { return why_no_blocks_; }
+  std::string why_no_blocks(FactorScales scales) const override {
+    return scales == FactorScales::mx ? why_no_mx_ : why_no_blocks_;
+  }
 
   std::optional<bool> can_multiply(const Product& product) const override {
     const auto plan = plans_.find(key_of(product));
@@ -98,6 +101,24 @@ class Cublas final : public MatrixLibrary {
   }
 
  private:
+  /// Asks the heuristic where chip and version know the scale mode.
+  std::string find_why_no_mx() {
+    const int chip = cuda::chip();
+    std::string why = why_no_mx_products(chip, lt_.version());
+    if (!why.empty()) return why;
+    for (const Product& probe : mx_probes(takes_any_fp8_layout(chip), workspace_)) {
+      if (!candidates(Plan(lt_, probe), probe).empty()) continue;
+      return fmt::format(
+          "cuBLASLt {}.{} has no algorithm on sm_{} for blocks of 32 with E8M0 scales, factors {} and {} "
+          "along "
+          "the contraction, {} result",
+          lt_.version() / 10000, lt_.version() / 100 % 100, chip,
+          probe.left.swapped ? "strided" : "contiguous", probe.right.swapped ? "strided" : "contiguous",
+          name_of(probe.out_dtype));
+    }
+    return {};
+  }
+
   cublasStatus_t run(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, const Product& p, void* out) {
     const float alpha = 1, beta = p.accumulate ? 1 : 0;
     return lt_.matmul(handle_, plan.matmul, &alpha, p.right.data, plan.a, p.left.data, plan.b, &beta, out,
@@ -176,7 +197,7 @@ class Cublas final : public MatrixLibrary {
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
   cudaEvent_t timer_[2] = {};
-  std::string why_no_blocks_;
+  std::string why_no_blocks_, why_no_mx_;
   std::map<PlanKey, std::unique_ptr<Plan>> plans_;
 };
 

@@ -38,7 +38,8 @@ struct PlanKey {
   DType left, right, out;
   bool left_swapped, right_swapped, fast, accumulate;
   unsigned left_alignment, right_alignment, out_alignment;
-  std::int64_t left_block_rows, right_block_rows, left_scale_stride, right_scale_stride;
+  FactorScales left_scales, right_scales;
+  std::int64_t left_scale_stride, right_scale_stride;
   auto operator<=>(const PlanKey&) const = default;
 };
 
@@ -59,19 +60,21 @@ inline PlanKey key_of(const Product& p) {
           alignment_of(p.left.data),
           alignment_of(p.right.data),
           alignment_of(p.out),
-          p.left.block_rows,
-          p.right.block_rows,
+          p.left.scales,
+          p.right.scales,
           p.left.scale_stride,
           p.right.scale_stride};
 }
 
 /// For which elements of an FP8 factor a scale is meant.
 inline cublasLtMatmulMatrixScale_t scale_mode_of(const Factor& factor) {
-  switch (factor.block_rows) {
-    case 1:
+  switch (factor.scales) {
+    case FactorScales::rows:
       return CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
-    case kBlock:
+    case FactorScales::squares:
       return CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    case FactorScales::mx:
+      return CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0;
     default:
       return CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
   }

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "ops/backend_facts.h"
 #include "ops/cuda/chip_types.h"
+#include "ops/cuda/device/cublas.h"
 #include "ops/cuda/device/cublas_loader.h"
 #include "ops/cuda/device/cudnn.h"
 #include "ops/cuda/device/runtime.h"
@@ -45,9 +46,18 @@ DeviceFacts device_facts(int index) {
   return facts;
 }
 
-LibraryFact cublas_fact() {
+/// With a device also which recipes in blocks it multiplies there.
+LibraryFact cublas_fact(bool has_device) {
   const std::size_t version = cuda::load_cublas().version();
-  return {"cuBLASLt", fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100)};
+  LibraryFact fact{"cuBLASLt", fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100)};
+  if (!has_device) return fact;
+  const auto library = cuda::make_cublas(nullptr);
+  for (const auto& [recipe, scales] :
+       {std::pair("block", cuda::FactorScales::rows), {"mxfp8", cuda::FactorScales::mx}}) {
+    const std::string why = library->why_no_blocks(scales);
+    fact.version += fmt::format("; recipe {}: {}", recipe, why.empty() ? "yes" : "no, " + why);
+  }
+  return fact;
 }
 
 /// On which stream it would run does not matter here.
@@ -75,13 +85,15 @@ BackendFacts find_cuda_facts() {
   cudaGetLastError();  // what failed above is told by what is absent
   // What a run would meet, in the words in which it would be told.
   std::vector<std::string> missing;
+  bool has_device = false;
   try {
     cuda::make_runtime();
+    has_device = true;
   } catch (const Error& error) {
     missing.emplace_back(error.what());
   }
   try {
-    facts.libraries.push_back(cublas_fact());
+    facts.libraries.push_back(cublas_fact(has_device));
   } catch (const Error& error) {
     missing.emplace_back(error.what());
   }

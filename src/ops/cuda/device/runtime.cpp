@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "ops/cuda/chip_types.h"
 #include "ops/cuda/device/errors.h"
 #include "ops/cuda/device_messages.h"
 
@@ -113,7 +114,7 @@ class CudaRuntime final : public DeviceRuntime {
             fail_for_memory_of_device};
   }
   MemorySource host_memory() override { return pinned_memory(); }
-  bool needs_transposed_fp8() const override { return chip() / 10 != 10; }
+  bool needs_transposed_fp8() const override { return !takes_any_fp8_layout(chip()); }
   bool has_warpgroup_products() const override { return chip() == 90 && kCompiledForSm90a; }
 
   void copy_from_host(const void* source, void* destination, std::size_t bytes) override {
