@@ -53,6 +53,23 @@ std::vector<ProductCase> product_cases() {
   return cases;
 }
 
+/// FP8 with one scale, cast by the reference; row-major bytes strided or not, transposed ones given or not.
+GemmOperand fp8_operand(const Tensor& values, DType dtype, float scale, bool strided, bool transposed) {
+  Backend& host = reference();
+  const std::int64_t rows = values.rows(), cols = values.cols();
+  Output output;
+  const Tensor wide = host.allocate(dtype, {rows, cols + 7});
+  output.quantized = {strided ? wide.columns(3, cols) : host.allocate(dtype, {rows, cols}),
+                      {},
+                      host.allocate(DType::f32, {1})};
+  if (transposed) output.quantized.transposed = host.allocate(dtype, {cols, rows});
+  output.quantizer.format = dtype;
+  output.quantizer.scale = host.allocate(DType::f32, {1});
+  host.fill(output.quantizer.scale, scale);
+  host.cast(values, output);
+  return output.quantized;
+}
+
 class CudaGemm : public ::testing::TestWithParam<ProductCase> {
  protected:
   /// A matrix of a type on the host; FP8 with its transposed bytes and a scale.
@@ -61,19 +78,7 @@ class CudaGemm : public ::testing::TestWithParam<ProductCase> {
     const ProductCase& c = GetParam();
     const MatrixCase real{rows, cols, is_fp8(dtype) ? DType::f32 : dtype, c.strided && !is_fp8(dtype)};
     const Tensor values = random_matrix(real, stream);
-    if (!is_fp8(dtype)) return values;
-    Backend& host = reference();
-    Output output;
-    const Tensor wide = host.allocate(dtype, {rows, cols + 7});
-    output.quantized = {c.strided ? wide.columns(3, cols) : host.allocate(dtype, {rows, cols}),
-                        {},
-                        host.allocate(DType::f32, {1})};
-    if (c.transposed_given) output.quantized.transposed = host.allocate(dtype, {cols, rows});
-    output.quantizer.format = dtype;
-    output.quantizer.scale = host.allocate(DType::f32, {1});
-    host.fill(output.quantizer.scale, scale);
-    host.cast(values, output);
-    return output.quantized;
+    return is_fp8(dtype) ? fp8_operand(values, dtype, scale, c.strided, c.transposed_given) : values;
   }
 
   static Shape shape_of_a() {
@@ -109,6 +114,38 @@ TEST_P(CudaGemm, IsNearTheReference) {
   }
   const auto plain = make_emulated_backend(true);
   expect_near(host_results(*plain, run)[0], expected[0], {0, error}, "emulation, plain products");
+}
+
+TEST(CudaGemmSpecial, BlocksWithScalesOf1KeepTheBitsOfOneScalePerTensor) {
+  const auto in_blocks = make_emulated_backend(false, true, 120), plain = make_emulated_backend();
+  const auto result_of = [](Backend& backend, Gemm kind, const GemmSize& size, bool bias) {
+    const bool wgrad = kind == Gemm::wgrad, fprop = kind == Gemm::fprop;
+    const Tensor a = random_matrix({wgrad ? size.k : size.m, wgrad ? size.m : size.k, DType::f32, false}, 1),
+                 b = random_matrix({fprop ? size.n : size.k, fprop ? size.k : size.n, DType::f32, false}, 2);
+    return host_results(backend, [&](Backend&) {
+      const Tensor out = random_matrix({size.m, size.n, wgrad ? DType::f32 : DType::bf16, false}, 4);
+      backend.gemm(kind, fp8_operand(a, fprop ? DType::e4m3 : DType::e5m2, 40, false, false),
+                   fp8_operand(b, DType::e4m3, 25, false, false), bias ? random_vector(size.n, 3) : Tensor(),
+                   wgrad, out);
+      return std::vector{out};
+    })[0];
+  };
+  const std::string kernel = "in blocks of 32 with scales of 1";
+  for (const Gemm kind : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
+    for (const bool bias : {false, true}) {
+      if (bias && kind != Gemm::fprop) continue;
+      for (const auto& [size, used] :
+           {std::pair{GemmSize{64, 48, 96}, true}, {{20, 33, 64}, true}, {{32, 16, 48}, false}}) {
+        const Tensor found = result_of(*in_blocks, kind, size, bias),
+                     expected = result_of(*plain, kind, size, bias);
+        EXPECT_EQ(bytes_of(found) == bytes_of(expected), true)
+            << name_of(kind) << differences(found, expected);
+        EXPECT_EQ(in_blocks->last_gemm_kernel().find(kernel) != std::string::npos, used)
+            << in_blocks->last_gemm_kernel();
+        EXPECT_EQ(plain->last_gemm_kernel().find(kernel), std::string::npos);
+      }
+    }
+  }
 }
 
 TEST(CudaGemmSpecial, AnEmptyContractionLeavesBiasAndWhatWasThere) {

@@ -63,5 +63,42 @@ TEST(CudaPlan, AChipIsAskedForTheLayoutsThatItsProductsHave) {
   }
 }
 
+/// 64 x 96 and 32 x 96, one scale each.
+Product product_of_tensors() {
+  const Factor factor{memory, 96, false, DType::e4m3, memory};
+  return {{64, 32, 96}, factor, factor, true, false, memory, 32, DType::bf16};
+}
+
+TEST(CudaPlan, ScalesOf1AreForChipsThatAreFasterInBlocks) {
+  const Product p = product_of_tensors();
+  for (const int chip : {120, 121}) EXPECT_TRUE(takes_unit_scales(chip, p)) << chip;
+  for (const int chip : {89, 90, 100, 103}) EXPECT_FALSE(takes_unit_scales(chip, p)) << chip;
+  EXPECT_FALSE(takes_unit_scales(120, mx_product())) << "has scales of blocks";
+  Product other = p;
+  other.size.k = 80;
+  EXPECT_FALSE(takes_unit_scales(120, other)) << "the last block would be short";
+  other = p;
+  other.right.swapped = true;
+  EXPECT_FALSE(takes_unit_scales(120, other));
+  other = p;
+  other.left.dtype = other.right.dtype = DType::bf16;
+  EXPECT_FALSE(takes_unit_scales(120, other));
+}
+
+TEST(CudaPlan, ScalesOf1AreReadAsTilesOfBothFactors) {
+  const Product p = product_of_tensors();
+  EXPECT_EQ(unit_scale_bytes(p), 512);
+  Product large = p;
+  large.size = {129, 300, 160};
+  EXPECT_EQ(unit_scale_bytes(large), 3 * 1024) << "300 rows are three stretches of two tiles";
+  const Product in_blocks = with_unit_scales(p, memory + 256);
+  EXPECT_TRUE(suits_library(in_blocks));
+  EXPECT_EQ(contraction_block(in_blocks), 32);
+  EXPECT_EQ(in_blocks.left.scale_inv, memory + 256);
+  EXPECT_EQ(in_blocks.right.scale_inv, memory + 256);
+  EXPECT_EQ(in_blocks.left.data, p.left.data);
+  EXPECT_TRUE(in_blocks.fast_accumulation);
+}
+
 }  // namespace
 }  // namespace quaver::cuda

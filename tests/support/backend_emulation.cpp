@@ -78,17 +78,28 @@ class StrictLibrary final : public cuda::MatrixLibrary {
   }
   bool multiply(const cuda::Product& product, Backend&) override {
     if (!*can_multiply(product)) return false;
-    launch_plain_product(product, nullptr, nullptr);
+    if (!takes_unit_scales(product)) {
+      launch_plain_product(product, nullptr, nullptr);
+      return true;
+    }
+    const std::vector<std::uint8_t> units(static_cast<std::size_t>(cuda::unit_scale_bytes(product)), 0x7F);
+    float alpha = 0;
+    cuda::start_scale_product(product, &alpha, nullptr);
+    launch_plain_product(cuda::with_unit_scales(product, units.data()), nullptr, nullptr, &alpha);
     return true;
   }
   std::string describe(const cuda::Product& product) const override {
-    return "emulated library" + describe_blocks(product);
+    return "emulated library" + describe_blocks(product) +
+           (takes_unit_scales(product) ? ", in blocks of 32 with scales of 1" : "");
   }
 
  private:
   bool fits(const cuda::Factor& factor) const {
     return (!factor.swapped || takes_any_layout(chip_)) && factor.stride % 16 == 0 &&
            reinterpret_cast<std::uintptr_t>(factor.data) % 16 == 0;
+  }
+  bool takes_unit_scales(const cuda::Product& product) const {
+    return chip_ && cuda::takes_unit_scales(*chip_, product);
   }
   bool takes_fp8(const cuda::Product& product) const {
     const GemmSize& size = product.size;

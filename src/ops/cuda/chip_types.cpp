@@ -15,6 +15,7 @@ std::string fp8_on(int chip) {
           : "tensor cores, operands contiguous along the contraction: casts write transposed bytes too";
   if (chip == kChipWithBlocks) text += "; e4m3 also in blocks of 128 (recipe block)";
   if (chip >= kOldestWithMx) text += "; also in blocks of 32 (recipe mxfp8)";
+  if (doubles_in_blocks(chip)) text += ", and tensors with one scale in such blocks where that is faster";
   return text;
 }
 
@@ -22,6 +23,10 @@ std::string fp8_on(int chip) {
 
 bool takes_any_fp8_layout(int chip) {
   return chip / 10 == 10;
+}
+
+bool doubles_in_blocks(int chip) {
+  return chip / 10 == 12;
 }
 
 std::vector<TypeFact> types_of_chip(int chip) {

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "ops/cuda/chip_types.h"
 #include "ops/cuda/e8m0.cuh"
 #include "ops/cuda/fp8.cuh"
 #include "ops/cuda/matrix.cuh"
@@ -56,7 +59,8 @@ struct Elements {
 /// One element per thread, summed in ascending order in one accumulator.
 template <typename T>
 __global__ void multiply(GemmSize size, Elements left, Elements right, const float* scale_left,
-                         const float* scale_right, const float* bias, bool accumulate, Matrix<T> out) {
+                         const float* scale_right, const float* alpha, const float* bias, bool accumulate,
+                         Matrix<T> out) {
   __shared__ float left_tile[kSide][kSide + 1], right_tile[kSide][kSide + 1];
   const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
   const std::int64_t across = (size.n + kSide - 1) / kSide;
@@ -74,9 +78,14 @@ __global__ void multiply(GemmSize size, Elements left, Elements right, const flo
   }
   if (m >= size.m || n >= size.n) return;
   if (scale_left) sum = sum * (*scale_left * *scale_right);
+  if (alpha) sum = sum * *alpha;
   if (bias) sum = sum + bias[n];
   if (accumulate) sum = sum + out(m, n);
   *out.address(m, n) = round_as<T>(sum);
+}
+
+__global__ void multiply_scales(const float* left, const float* right, float* alpha) {
+  *alpha = *left * *right;
 }
 
 bool in_blocks(const Factor& factor) {
@@ -168,12 +177,41 @@ std::vector<Product> mx_probes(bool any_layout, void* memory) {
           product(true, true, true, DType::f32)};
 }
 
-void launch_plain_product(const Product& product, const float* bias, Stream stream) {
+bool takes_unit_scales(int chip, const Product& product) {
+  const auto suits = [](const Factor& factor) {
+    return is_fp8(factor.dtype) && factor.scales == FactorScales::tensor && !factor.swapped;
+  };
+  return doubles_in_blocks(chip) && suits(product.left) && suits(product.right) &&
+         product.size.k % kMxBlock == 0;
+}
+
+std::int64_t unit_scale_bytes(const Product& product) {
+  const auto [m, n, k] = product.size;
+  const Shape shape = scale_tiles_shape(std::max(m, n), blocks_for(k, kMxBlock));
+  return shape[0] * shape[1];
+}
+
+Product with_unit_scales(const Product& product, const void* units) {
+  Product result = product;
+  for (Factor* factor : {&result.left, &result.right}) {
+    factor->scale_inv = units;
+    factor->scales = FactorScales::mx;
+    factor->scale_stride = scale_tiles_shape(1, blocks_for(product.size.k, kMxBlock))[1];
+  }
+  return result;
+}
+
+void start_scale_product(const Product& product, float* alpha, DeviceStream stream) {
+  start_kernel("scale_product", multiply_scales, {1, 1}, stream, scale_of(product.left),
+               scale_of(product.right), alpha);
+}
+
+void launch_plain_product(const Product& product, const float* bias, Stream stream, const float* alpha) {
   const GemmSize& size = product.size;
   with_real(product.out_dtype, [&]<typename T>(T) {
     launch("gemm", multiply<T>, {blocks_for(size.m, kSide) * blocks_for(size.n, kSide), dim3(kSide, kSide)},
            stream, size, elements_of(product.left), elements_of(product.right), scale_of(product.left),
-           scale_of(product.right), bias, product.accumulate,
+           scale_of(product.right), alpha, bias, product.accumulate,
            Matrix<T>{static_cast<T*>(product.out), product.out_stride});
   });
 }

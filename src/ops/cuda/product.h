@@ -26,7 +26,18 @@ std::string describe_blocks(const Product& product);
 /// layouts in which the backend hands them over. `memory`: in place of operands; aligned to 256 bytes.
 std::vector<Product> mx_probes(bool any_layout, void* memory);
 
-/// bias may be null.
-void launch_plain_product(const Product& product, const float* bias, Stream stream);
+/// Whether a product with one scale per tensor can also be computed in blocks of 32 whose scales are all 1, and may be faster so on a chip
+/// with such products.
+bool takes_unit_scales(int chip, const Product& product);
+/// Bytes 0x7F (1 in E8M0) that the factors' scales of blocks are read from.
+std::int64_t unit_scale_bytes(const Product& product);
+/// That product; the sum is to be multiplied by what `start_scale_product` writes.
+Product with_unit_scales(const Product& product, const void* units);
+/// Queues alpha[0] = the product of both tensors' scales.
+void start_scale_product(const Product& product, float* alpha, DeviceStream stream);
+
+/// bias and alpha, a factor of the sum, may be null.
+void launch_plain_product(const Product& product, const float* bias, Stream stream,
+                          const float* alpha = nullptr);
 
 }  // namespace quaver::cuda

@@ -48,13 +48,19 @@ class Cublas final : public MatrixLibrary {
     }
     check(cudaMalloc(&workspace_, kWorkspaceBytes), "allocating cuBLASLt's workspace");
     for (cudaEvent_t& event : timer_) check(cudaEventCreate(&event), "creating an event");
-    why_no_blocks_ = why_no_block_products(chip(), lt_.version());
+    const float scalars[] = {0, 0, 1};
+    check(cudaMalloc(reinterpret_cast<void**>(&scalars_), sizeof scalars), "allocating factors of products");
+    check(cudaMemcpyAsync(scalars_, scalars, sizeof scalars, cudaMemcpyHostToDevice, stream_),
+          "writing factors of products");
+    why_no_blocks_ = why_no_block_products(chip_, lt_.version());
     why_no_mx_ = find_why_no_mx();
   }
   ~Cublas() override {
     plans_.clear();
     for (cudaEvent_t event : timer_) cudaEventDestroy(event);
     cudaFree(workspace_);
+    cudaFree(scalars_);
+    for (void* block : unit_scales_) cudaFree(block);
     lt_.destroy(handle_);
   }
   Cublas(const Cublas&) = delete;
@@ -73,10 +79,7 @@ class Cublas final : public MatrixLibrary {
   bool multiply(const Product& product, Backend& backend) override {
     const PlanKey key = key_of(product);
     auto& plan = plans_[key];
-    if (!plan) {
-      plan = std::make_unique<Plan>(lt_, product);
-      plan->algorithm = choose(*plan, product, backend);
-    }
+    if (!plan) plan = choose(product, backend);
     if (!plan->algorithm) return false;
     plan->set_scales(product);
     const cublasStatus_t status = run(*plan, *plan->algorithm, product, product.out);
@@ -95,24 +98,23 @@ class Cublas final : public MatrixLibrary {
       lt_.algorithm_attribute(&*plan->second->algorithm, which, &value, sizeof value, &written);
       return value;
     };
-    return fmt::format("cuBLASLt algorithm {}, tile {}, stages {}{}", attribute(CUBLASLT_ALGO_CONFIG_ID),
+    return fmt::format("cuBLASLt algorithm {}, tile {}, stages {}{}{}", attribute(CUBLASLT_ALGO_CONFIG_ID),
                        attribute(CUBLASLT_ALGO_CONFIG_TILE_ID), attribute(CUBLASLT_ALGO_CONFIG_STAGES_ID),
-                       describe_blocks(product));
+                       describe_blocks(product),
+                       plan->second->unit_scales ? ", in blocks of 32 with scales of 1" : "");
   }
 
  private:
   /// Asks the heuristic where chip and version know the scale mode.
   std::string find_why_no_mx() {
-    const int chip = cuda::chip();
-    std::string why = why_no_mx_products(chip, lt_.version());
+    std::string why = why_no_mx_products(chip_, lt_.version());
     if (!why.empty()) return why;
-    for (const Product& probe : mx_probes(takes_any_fp8_layout(chip), workspace_)) {
+    for (const Product& probe : mx_probes(takes_any_fp8_layout(chip_), workspace_)) {
       if (!candidates(Plan(lt_, probe), probe).empty()) continue;
       return fmt::format(
           "cuBLASLt {}.{} has no algorithm on sm_{} for blocks of 32 with E8M0 scales, factors {} and {} "
-          "along "
-          "the contraction, {} result",
-          lt_.version() / 10000, lt_.version() / 100 % 100, chip,
+          "along the contraction, {} result",
+          lt_.version() / 10000, lt_.version() / 100 % 100, chip_,
           probe.left.swapped ? "strided" : "contiguous", probe.right.swapped ? "strided" : "contiguous",
           name_of(probe.out_dtype));
     }
@@ -120,8 +122,14 @@ class Cublas final : public MatrixLibrary {
   }
 
   cublasStatus_t run(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm, const Product& p, void* out) {
-    const float alpha = 1, beta = p.accumulate ? 1 : 0;
-    return lt_.matmul(handle_, plan.matmul, &alpha, p.right.data, plan.a, p.left.data, plan.b, &beta, out,
+    const float one = 1, old = p.accumulate ? 1 : 0;
+    const float *alpha = &one, *beta = &old;
+    if (plan.unit_scales) {
+      alpha = scalars_;
+      beta = scalars_ + (p.accumulate ? 2 : 1);
+      start_scale_product(p, scalars_, stream_);
+    }
+    return lt_.matmul(handle_, plan.matmul, alpha, p.right.data, plan.a, p.left.data, plan.b, beta, out,
                       plan.out, out, plan.out, &algorithm, workspace_, kWorkspaceBytes, stream_);
   }
 
@@ -150,9 +158,33 @@ class Cublas final : public MatrixLibrary {
     return algorithms;
   }
 
-  /// Times the candidates on the operands themselves, into memory of its own.
-  std::optional<cublasLtMatmulAlgo_t> choose(const Plan& plan, const Product& p, Backend& backend) {
-    if (!suits_library(p)) return std::nullopt;
+  /// The product as it stands or, where that is clearly faster, in blocks with scales of 1.
+  std::unique_ptr<Plan> choose(const Product& p, Backend& backend) {
+    auto plan = std::make_unique<Plan>(lt_, p);
+    if (!suits_library(p)) return plan;
+    float best = 0;
+    plan->algorithm = fastest(*plan, p, backend, best);
+    if (!why_no_mx_.empty() || !takes_unit_scales(chip_, p)) return plan;
+    auto in_blocks = std::make_unique<Plan>(lt_, p, units(unit_scale_bytes(p)));
+    in_blocks->algorithm = fastest(*in_blocks, p, backend, best);
+    return in_blocks->algorithm ? std::move(in_blocks) : std::move(plan);
+  }
+
+  /// Device memory of at least so many bytes 0x7F. Larger ones are added, because recorded products read the old ones.
+  const void* units(std::int64_t bytes) {
+    if (bytes <= unit_bytes_) return unit_scales_.back();
+    unit_bytes_ = std::max(bytes, 2 * unit_bytes_);
+    const auto size = static_cast<std::size_t>(unit_bytes_);
+    unit_scales_.emplace_back();
+    check(cudaMalloc(&unit_scales_.back(), size), "allocating scales of 1");
+    check(cudaMemsetAsync(unit_scales_.back(), 0x7F, size, stream_), "writing scales of 1");
+    return unit_scales_.back();
+  }
+
+  /// Times the candidates on the operands themselves, into memory of its own. `best_time`: in milliseconds, of another plan, 0 if
+  /// there is none; then that of the result, which is nothing unless it is clearly faster.
+  std::optional<cublasLtMatmulAlgo_t> fastest(const Plan& plan, const Product& p, Backend& backend,
+                                              float& best_time) {
     const std::vector<cublasLtMatmulAlgo_t> algorithms = candidates(plan, p);
     if (algorithms.empty()) return std::nullopt;
     const Tensor out = backend.allocate(
@@ -161,10 +193,9 @@ class Cublas final : public MatrixLibrary {
     // As aligned as the real result and not more: some algorithms ask for it.
     char* const at = static_cast<char*>(out.raw()) + alignment_of(p.out) % 256;
     std::optional<cublasLtMatmulAlgo_t> best;
-    float best_time = 0;
     for (const cublasLtMatmulAlgo_t& algorithm : algorithms) {
       const std::optional<float> time = time_of(plan, algorithm, p, at, evicted, best_time);
-      if (!time || (best && *time > kClearlyFaster * best_time)) continue;
+      if (!time || (best_time > 0 && *time > kClearlyFaster * best_time)) continue;
       best = algorithm;
       best_time = *time;
     }
@@ -193,9 +224,13 @@ class Cublas final : public MatrixLibrary {
   }
 
   DeviceStream stream_;
+  int chip_ = chip();
   CublasFunctions lt_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
+  float* scalars_ = nullptr;  ///< on the device: alpha of the newest product in blocks with scales of 1, 0, 1
+  std::vector<void*> unit_scales_;
+  std::int64_t unit_bytes_ = 0;  ///< of the last of them
   cudaEvent_t timer_[2] = {};
   std::string why_no_blocks_, why_no_mx_;
   std::map<PlanKey, std::unique_ptr<Plan>> plans_;

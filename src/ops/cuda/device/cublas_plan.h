@@ -84,7 +84,11 @@ inline cublasLtMatmulMatrixScale_t scale_mode_of(const Factor& factor) {
 /// the left its B.
 class Plan {
  public:
-  Plan(const CublasFunctions& lt, const Product& p) : lt_(lt) {
+  /// `units`: as `with_unit_scales` takes them, for a product with one scale per tensor that is to run in blocks; alpha and beta then
+  /// lie on the device.
+  Plan(const CublasFunctions& lt, const Product& product, const void* units = nullptr)
+      : unit_scales(units), lt_(lt) {
+    const Product p = form_of(product);
     lt.create_matmul(&matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.right.swapped ? CUBLAS_OP_N : CUBLAS_OP_T);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.left.swapped ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -95,7 +99,8 @@ class Plan {
         set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, scale_mode_of(p.right));
         set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, scale_mode_of(p.left));
       }
-      set_scales(p);
+      if (units) set(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE);
+      set_scales(product);
     }
     a = layout(p.right, p.size.n, p.size.k);
     b = layout(p.left, p.size.m, p.size.k);
@@ -109,8 +114,9 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  void set_scales(const Product& p) {
-    if (!is_fp8(p.left.dtype)) return;
+  void set_scales(const Product& product) {
+    if (!is_fp8(product.left.dtype)) return;
+    const Product p = form_of(product);
     set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, p.right.scale_inv);
     set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, p.left.scale_inv);
   }
@@ -118,11 +124,15 @@ class Plan {
   cublasLtMatmulDesc_t matmul = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, out = nullptr;
   std::optional<cublasLtMatmulAlgo_t> algorithm;  ///< none: the library cannot compute this
+  const void* const unit_scales;                  ///< null: the product runs as it stands
 
  private:
   template <typename T>
   void set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
     lt_.set_matmul(matmul, attribute, &value, sizeof value);
+  }
+  Product form_of(const Product& product) const {
+    return unit_scales ? with_unit_scales(product, unit_scales) : product;
   }
   cublasLtMatrixLayout_t layout(const Factor& factor, std::int64_t rows, std::int64_t contraction) {
     cublasLtMatrixLayout_t result = nullptr;
