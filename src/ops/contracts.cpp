@@ -62,11 +62,13 @@ std::int64_t blocks_in(std::int64_t size, std::int64_t block) {
 }
 
 void check_quantized(const Operands& operands, const QuantizedTensor& q, DType format, const char* name,
-                     std::int64_t rows, std::int64_t cols) {
+                     std::int64_t rows, std::int64_t cols, bool transposed_alone = false) {
   if (format == DType::e2m1) {
     operands.expect_contiguous(q.bytes, name, DType::u8, {rows, (cols + 1) / 2});
-  } else {
+  } else if (q.bytes || !transposed_alone) {
     operands.expect(q.bytes, name, format, {rows, cols});
+  } else {
+    operands.expect(q.transposed, name, format, {cols, rows});
   }
   operands.expect_optional(q.scale_inv, "scale_inv", DType::f32, {1});
   const BlockScales& blocks = q.blocks;
@@ -134,7 +136,7 @@ GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const
 }
 
 void check_quantize(const Tensor& x, const OperandCast& cast, const Tensor& counters,
-                    const QuantizedTensor& out) {
+                    const QuantizedTensor& out, bool transposed_alone) {
   const Operands operands("quantize");
   operands.expect_real_matrix(x, "x");
   require(is_quantized(cast.format), "quantize: to {}, expected e4m3, e5m2 or e2m1", name_of(cast.format));
@@ -142,7 +144,7 @@ void check_quantize(const Tensor& x, const OperandCast& cast, const Tensor& coun
   require(out.defined() && out.blocks.scale_inv.defined() == cast.scales_blocks() &&
               out.blocks.rows == cast.block_rows && out.blocks.cols == cast.block_cols,
           "quantize: the output was allocated for another cast");
-  check_quantized(operands, out, cast.format, "out", x.rows(), x.cols());
+  check_quantized(operands, out, cast.format, "out", x.rows(), x.cols(), transposed_alone);
   if (cast.rule->scales_tensor() || !cast.scales_blocks())
     operands.expect_contiguous(out.scale_inv, "scale_inv", DType::f32, {1});
   operands.expect_optional(counters, "counters", DType::i64, {kCastCounters});

@@ -20,8 +20,9 @@ struct GemmSize {
 };
 GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
                     const Tensor& out, OperandForms forms = OperandForms::one_scale);
+/// transposed_alone: whether `out` may lack its row-major bytes.
 void check_quantize(const Tensor& x, const OperandCast& cast, const Tensor& counters,
-                    const QuantizedTensor& out);
+                    const QuantizedTensor& out, bool transposed_alone = false);
 void check_dequantize(const QuantizedTensor& q, const Tensor& values);
 
 void check_copy(const Tensor& source, const Tensor& destination);

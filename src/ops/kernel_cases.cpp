@@ -105,7 +105,7 @@ void add_block_casts(Cases& cases, const char* name, const Recipe& recipe, std::
           b.quantize_both(x, {rows, {}, by_rows}, {columns, {}, by_columns}, counters);
         };
   };
-  cases.add({name, fmt::format("{} x {}", tokens, kFeedForward), 4 * elements, elements, 0, prepare,
+  cases.add({name, fmt::format("{} x {}", tokens, kFeedForward), 4 * elements, 0, 0, prepare,
              [rows](const Backend& b) { return b.why_no_cast(rows).empty(); }});
 }
 

@@ -46,10 +46,10 @@ QuantizedTensor allocate_quantized(Backend& backend, const OperandCast& cast, st
     q.bytes = backend.allocate(DType::u8, {rows, (cols + 1) / 2});
     q.e2m1_cols = cols;
   } else {
-    q.bytes = backend.allocate(cast.format, {rows, cols});
-    // Blocks in one row are never contracted along columns.
-    if (backend.needs_transposed_fp8() && cast.block_rows != 1)
-      q.transposed = backend.allocate(cast.format, {cols, rows});
+    // Blocks in one row are never contracted along columns, blocks in one column never along rows.
+    const bool transposes = backend.needs_transposed_fp8() && cast.block_rows != 1;
+    if (!transposes || cast.block_cols != 1) q.bytes = backend.allocate(cast.format, {rows, cols});
+    if (transposes) q.transposed = backend.allocate(cast.format, {cols, rows});
   }
   if (cast.rule->scales_tensor() || !cast.scales_blocks()) q.scale_inv = backend.allocate(DType::f32, {1});
   if (cast.scales_blocks()) q.blocks = allocate_scales(backend, cast, rows, cols);

@@ -126,7 +126,10 @@ TEST(CudaBlockCast, HasTheBitsOfTheReference) {
             const auto expect_equal = [&](const Tensor& a, const Tensor& b, const char* part) {
               EXPECT_EQ(bytes_of(a) == bytes_of(b), true) << what << ", " << part << differences(a, b);
             };
-            expect_equal(found.bytes, expected.bytes, "bytes");
+            // What no product reads is not written.
+            const bool transposed_alone = backend->needs_transposed_fp8() && cast.block_cols == 1;
+            ASSERT_EQ(found.bytes.defined(), !transposed_alone) << what;
+            if (found.bytes) expect_equal(found.bytes, expected.bytes, "bytes");
             expect_equal(found.scales, expected.scales, "scales");
             expect_equal(found.counters, expected.counters, "counters");
             expect_equal(found.values, expected.values, "dequantised");
@@ -148,8 +151,8 @@ TEST(CudaBlockCast, HasTheBitsOfTheReference) {
 void expect_two_casts_in_one_read(Backend& backend, const Tensor& x, const OperandCast& rows,
                                   const OperandCast& columns) {
   const auto parts = [](const QuantizedTensor& q) {
-    std::vector<Tensor> all{q.bytes, q.blocks.scale_inv};
-    for (const Tensor& part : {q.transposed, q.blocks.transposed}) {
+    std::vector<Tensor> all{q.blocks.scale_inv};
+    for (const Tensor& part : {q.bytes, q.transposed, q.blocks.transposed}) {
       if (part) all.push_back(part);
     }
     return all;

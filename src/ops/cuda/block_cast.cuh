@@ -24,7 +24,7 @@ constexpr bool is_mx(BlockShape shape) {
 
 /// Where a cast in blocks goes, for device code; null where absent.
 struct BlockSink {
-  Matrix<std::uint8_t> bytes, transposed;
+  Matrix<std::uint8_t> bytes, transposed;   ///< of blocks in columns `bytes` may be absent
   Matrix<float> scales, transposed_scales;  ///< as BlockScales has them; what pads a row is set to 0
   Matrix<std::uint8_t> scale_tiles;         ///< of MXFP8: a row for 128 rows or columns (ops/scale_tiles.h)
   unsigned long long* counters;
@@ -291,6 +291,7 @@ __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, con
       written.at[w] = words[w][m] = cast_four<kPacks>(tile, m, 4 * w, format, of_four, trace);
     }
     if (m >= tile.rows || tile.cols == 0) continue;
+    if (kByColumns && !sink.bytes.data) continue;
     std::uint8_t* const to = sink.bytes.address(tile.row + m, tile.column);
     if constexpr (kPacks) {
       *reinterpret_cast<Pack<unsigned, kPack / 4>*>(to) = written;

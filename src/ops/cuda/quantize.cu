@@ -30,7 +30,7 @@ BlockSink sink_of(const QuantizedTensor& out, const Tensor& counters) {
           matrix_of<float>(blocks.transposed),
           blocks.swizzled ? matrix_of<std::uint8_t>(blocks.scale_inv) : Matrix<std::uint8_t>{},
           counters ? counters.data<unsigned long long>() : nullptr,
-          fp8_of(out.bytes.dtype()),
+          fp8_of((out.bytes ? out.bytes : out.transposed).dtype()),
           transposed.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(transposed.data) % 4 == 0};
 }
 
@@ -73,7 +73,7 @@ __global__ void widen_blocks(Matrix<std::uint8_t> bytes, Fp8 format, BlockTable 
 
 void check_block_cast(const Backend& backend, const Tensor& x, const OperandCast& cast,
                       const Tensor& counters, const QuantizedTensor& out) {
-  check_quantize(x, cast, counters, out);
+  check_quantize(x, cast, counters, out, backend.needs_transposed_fp8() && cast.block_cols == 1);
   const std::string why = backend.why_no_cast(cast);
   require(why.empty(), "quantize: the backend {} does not make this cast: {}", backend.name(), why);
 }
@@ -129,6 +129,11 @@ void DeviceBackend::quantize_both(const Tensor& x, const CastTask& first, const 
 }
 
 void DeviceBackend::dequantize(const QuantizedTensor& q, const Tensor& values) {
+  if (!q.bytes && q.transposed) {
+    QuantizedTensor whole = q;
+    whole.bytes = transposed(q.transposed);
+    return dequantize(whole, values);
+  }
   check_dequantize(q, values);
   const BlockScales& blocks = q.blocks;
   require(
