@@ -9,7 +9,7 @@
 #   --text     text for the part `losses` (default: /usr/include)
 #   --python   a Python with PyTorch for the part `pytorch` (default: python3)
 #   --limit    seconds for all parts together: later ones get what is left, or are passed over (default: none)
-#   PART       tests sanitizer kernels gemm small steps crossover memory pytorch losses profile; default: all of these in this order
+#   PART       tests sanitizer kernels gemm small steps state crossover memory pytorch losses profile; default: all of these in this order
 #
 # DIR/report.md collects what the parts printed. Every part ends after a bounded time, whatever happens, and leaves its log in the folder; the exit status is the number of parts
 # that failed. CUDA's libraries are looked for beside nvcc and in PyTorch's packages if the loader does not find them.
@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
     *) parts+=("$1"); shift ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(tests sanitizer kernels gemm small steps crossover memory pytorch losses profile)
+[ ${#parts[@]} -gt 0 ] || parts=(tests sanitizer kernels gemm small steps state crossover memory pytorch losses profile)
 mkdir -p "$out"
 
 program() {  # the path of a program of the build
@@ -69,7 +69,7 @@ part() {
 step() {  # model, micro-batch, context, further arguments
   local model=$1 batch=$2 context=$3
   shift 3
-  part steps 90 "$quaver" bench step "configs/$model.toml" "$cuda" "$@" --micro-batch "$batch" --context "$context" --steps 5
+  part "$name" 90 "$quaver" bench step "configs/$model.toml" "$cuda" "$@" --micro-batch "$batch" --context "$context" --steps 5
 }
 
 for name in "${parts[@]}"; do
@@ -102,6 +102,13 @@ for name in "${parts[@]}"; do
       step gated-350m 32 1024
       step gated-1b 4 2048
       step gated-1b 12 2048
+      ;;
+    state)  # optimizer state in fewer bits, smoothed inputs
+      for keys in "" optimizer.moments=bf16 optimizer.moments=fp8 optimizer.masters=bf16 \
+        "optimizer.moments=fp8 optimizer.masters=bf16" fp8.smooth_swiglu=true; do
+        # shellcheck disable=SC2086  # keys are words
+        step gated-1b 12 2048 $keys
+      done
       ;;
     crossover)
       part crossover 300 "$quaver" bench crossover configs/gated-124m.toml configs/gated-350m.toml configs/gated-1b.toml \

@@ -16,7 +16,7 @@ Tensor scaled_columns(Backend& backend, const Tensor& x, const Tensor& factors) 
 void Linear::smooth_input(bool smooth) {
   require(!smooth || backend_.has_column_scales(),
           "linear: the backend {} does not scale columns, which smoothing an input needs. Hint: "
-          "fp8.smooth_swiglu = false, or the backend cpu",
+          "fp8.smooth_swiglu = false",
           backend_.name());
   require(!smooth || input_readers() == 1, "linear: an input that {} modules read cannot be smoothed",
           input_readers());

@@ -199,11 +199,15 @@ TEST_P(RecomputeTest, AnInputIsSmoothedTheSameWayAgain) {
     const Autocast scope(context, true, DelayedScaling{.amax_history_len = 3});
     model.forward(context, tokens(model.config(), 77), nullptr);
   };
+  const bool slow = GetParam() == "emulation";  // seconds for each training
   for (const Recipe& recipe : {Recipe(DelayedScaling{.amax_history_len = 3}), Recipe(CurrentScaling{})}) {
+    if (slow && !is_delayed(recipe)) continue;
     const Traces expected = train(small_config(), Recompute::none, true, {}, {}, recipe, true);
     EXPECT_NE(expected.gradients, train(small_config(), Recompute::none, true, {}, {}, recipe).gradients);
     for (const Recompute recompute : {Recompute::gated, Recompute::attention, Recompute::block}) {
+      if (slow && recompute != Recompute::block) continue;
       expect_equal(train(small_config(), recompute, true, {}, {}, recipe, true), expected, describe(recipe));
+      if (slow) continue;
       EXPECT_EQ(train(small_config(), recompute, true, {}, evaluate, recipe, true).gradients,
                 expected.gradients);
     }

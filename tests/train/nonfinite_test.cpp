@@ -332,9 +332,10 @@ TEST_P(NonFinitePlaces, OfEveryModuleAndMicroBatchAreRefused) {
 }
 
 TEST_P(NonFinitePlaces, UnderASmoothedDownProjToo) {
-  if (GetParam() == "emulation") GTEST_SKIP() << "does not smooth";
   config.fp8.smooth_swiglu = true;
-  check(faults_of_all_steps());
+  std::vector<Fault> faults = faults_of_all_steps();
+  if (GetParam() == "emulation") faults.resize(2);
+  check(faults);
 }
 
 TEST_P(NonFinitePlaces, UnderRecipesWithoutStateToo) {

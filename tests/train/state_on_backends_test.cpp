@@ -1,4 +1,5 @@
-/// Optimizer state in fewer bits on every backend: a checkpoint moves between them, and the next update has the same bits.
+/// Optimizer state in fewer bits, and smoothed inputs, on every backend: a checkpoint moves between them, and the next update has the
+/// same bits.
 #include <gtest/gtest.h>
 
 #include "base/files.h"
@@ -116,6 +117,28 @@ TEST_P(StateOnBackends, TrainAsOnTheReference) {
       EXPECT_NEAR(train(*other, step), train(*reference, step), 0.02) << step << name_of_state(state);
     }
     EXPECT_NO_THROW(require_strict_fp8(other->model()));
+  }
+}
+
+TEST_P(StateOnBackends, SmoothedInputsTooTrainAndMove) {
+  config.fp8.smooth_swiglu = true;
+  for (const char* recipe : {"delayed", "current"}) {
+    config.fp8.recipe = recipe;
+    const auto reference = trainer_on("reference"), other = trainer_on(GetParam()),
+               moved = trainer_on(GetParam());
+    for (const std::uint64_t step : {0, 1})
+      EXPECT_NEAR(train(*other, step), train(*reference, step), 0.02) << recipe << step;
+    EXPECT_NO_THROW(require_strict_fp8(other->model()));
+    const auto saved = files_of(*reference);
+    restore(saved, *moved);
+    expect_equal(files_of(*moved), saved, recipe);
+    update(*moved, 1);
+    update(*reference, 1);
+    expect_equal(files_of(*moved), files_of(*reference), recipe);
+    const auto loss_of = [&](Trainer& trainer) {
+      return trainer.evaluate(validation_batches(config)).mean();
+    };
+    EXPECT_NEAR(loss_of(*moved), loss_of(*reference), 0.02) << "with the checkpoint's scales of channels";
   }
 }
 

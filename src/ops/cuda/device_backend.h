@@ -120,6 +120,9 @@ class DeviceBackend final : public Backend {
                      const Tensor& counters) override;
   void dequantize(const QuantizedTensor& q, const Tensor& values) override;
   void count_exponents(const Tensor& x, const Tensor& counts) override;
+  bool has_column_scales() const override { return true; }
+  void column_scales(const Tensor& x, const Tensor& scale, const Tensor& inverse) override;
+  void scale_columns(const Tensor& x, const Tensor& factors, const Tensor& out) override;
   void gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias, bool accumulate,
             const Tensor& out) override;
   std::string last_gemm_kernel() const override;

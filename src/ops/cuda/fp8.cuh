@@ -91,18 +91,9 @@ __device__ inline float fp8_value(Fp8 format, std::uint8_t byte) {
   const unsigned sign = (byte & 0x80u) << 24, magnitude = byte & 0x7Fu;
   const bool e4m3 = format == Fp8::e4m3;
   if (e4m3 ? magnitude == 0x7F : magnitude > 0x7C) return __uint_as_float(0x7FC00000u);
-  const int mantissa_bits = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15;
-  const int exponent = static_cast<int>(magnitude >> mantissa_bits);
-  const unsigned mantissa = magnitude & ((1u << mantissa_bits) - 1);
   if (!e4m3 && magnitude == 0x7C) return __uint_as_float(sign | 0x7F800000u);
-  float value;
-  if (exponent == 0) {
-    value = static_cast<float>(mantissa) *
-            __uint_as_float(static_cast<unsigned>(128 - bias - mantissa_bits) << 23);
-  } else {
-    value = __uint_as_float(static_cast<unsigned>(exponent - bias + 127) << 23 | mantissa
-                                                                                     << (23 - mantissa_bits));
-  }
+  // Exponent and mantissa where FP32 has them; denormals are denormals there. The factor brings the bias right, exactly.
+  const float value = __uint_as_float(magnitude << (e4m3 ? 20 : 21)) * (e4m3 ? 0x1p120f : 0x1p112f);
   return __uint_as_float(__float_as_uint(value) | sign);
 }
 
