@@ -193,7 +193,6 @@ TEST_P(RecomputeTest, EveryRecipeAndItsRandomNumbers) {
 }
 
 TEST_P(RecomputeTest, AnInputIsSmoothedTheSameWayAgain) {
-  if (!backend->has_column_scales()) GTEST_SKIP() << "does not smooth";
   const auto evaluate = [&](LanguageModel& model, Context& context) {
     const NoGradients evaluation(context);
     const Autocast scope(context, true, DelayedScaling{.amax_history_len = 3});

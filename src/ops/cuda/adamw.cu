@@ -125,7 +125,7 @@ std::pair<StepTensor, std::int64_t> step_tensor(const AdamWTensor& tensor) {
 
 std::pair<CastTensor, std::int64_t> cast_tensor(const AdamWTensor& tensor) {
   const std::int64_t rows = tensor.value.rows(), cols = tensor.value.cols();
-  const Output cast{{}, tensor.copies.fp8, tensor.copies.quantizer};
+  const Output cast = cast_of(tensor);
   // A thread of fill_tile_by_packs takes kThreadRows rows and repeats the last where there are fewer: an update must not
   // be repeated.
   const bool packs =

@@ -102,6 +102,11 @@ inline bool all_on_pack(const AdamWTensor& tensor) {
          on_pack(tensor.v.raw()) && (!tensor.copies.bf16 || on_pack(tensor.copies.bf16.raw()));
 }
 
+/// Of the new values, to the FP8 copy.
+inline Output cast_of(const AdamWTensor& tensor) {
+  return {{}, tensor.copies.fp8, tensor.copies.quantizer};
+}
+
 inline bf16* bf16_copy(const AdamWTensor& tensor) {
   return tensor.copies.bf16 ? tensor.copies.bf16.data<bf16>() : nullptr;
 }

@@ -8,16 +8,6 @@ namespace quaver::cuda {
 namespace {
 
 template <typename T>
-struct Identity {
-  static constexpr int kOperands = 1;
-  Matrix<T> x;
-  template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
-    x.load(m, n, result[0]);
-  }
-};
-
-template <typename T>
 struct SumOfTwo {
   static constexpr int kOperands = 2;
   Matrix<T> a, b;

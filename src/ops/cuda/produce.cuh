@@ -331,6 +331,17 @@ __global__ void produce_nothing(Sink<T> sink) {
   record_once(sink, 0);
 }
 
+/// A matrix as it is: its cast.
+template <typename T>
+struct Identity {
+  static constexpr int kOperands = 1;
+  Matrix<T> x;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    x.load(m, n, result[0]);
+  }
+};
+
 /// Launches produce_tile or produce_values for a matrix of the given size. `pack`: f's own operands can be read in packs.
 template <typename T, int kOutputs, typename F>
 void produce(const char* name, const F& f, const std::array<Output, kOutputs>& outputs, std::int64_t rows,

@@ -88,8 +88,7 @@ std::string DeviceBackend::why_no_cast(const OperandCast& cast) const {
   }
   return fmt::format(
       "it multiplies e4m3 in blocks of 1 x 128, 128 x 1 and 128 x 128 by the rule of the recipe block, and "
-      "e4m3 and "
-      "e5m2 in blocks of 1 x 32 and 32 x 1 by that of mxfp8, not {} in blocks of {} x {}{}",
+      "e4m3 and e5m2 in blocks of 1 x 32 and 32 x 1 by that of mxfp8, not {} in blocks of {} x {}{}",
       name_of(cast.format), cast.block_rows, cast.block_cols,
       cast.stochastic || cast.hadamard ? ", at random" : "");
 }

@@ -9,12 +9,11 @@ namespace quaver::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kWordRows = 4;  // of a word of each transposed row
-constexpr int kRowsAtOnce =
-    2;  // whose numbers a lane has under way at once: with more, registers do not suffice
-constexpr int kWarpBlocks = 4;  // blocks of moments that a warp has under way at once
-constexpr std::int64_t kStretch =
-    kWarps * kWarpBlocks * kMomentBlock;  // elements of one tensor per block of threads
+constexpr int kWordRows = 4;    // of a word of each transposed row
+constexpr int kRowsAtOnce = 2;  // that a lane has under way: with more, registers do not suffice
+constexpr int kWarpBlocks = 4;  // blocks of moments that a warp has under way
+/// Elements of one tensor per block of threads.
+constexpr std::int64_t kStretch = kWarps * kWarpBlocks * kMomentBlock;
 
 template <typename V, typename M>
 using StoredTensors = TensorList<StoredTensor<V, M>, 36>;
@@ -127,28 +126,12 @@ template <typename V>
 using SteppedMatrices = TensorList<SteppedMatrix<V>, 32>;
 
 template <typename V>
-struct ReadValue {
-  static constexpr int kOperands = 1;
-  Matrix<V> value;
-  template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
-    value.load(m, n, result[0]);
-  }
-};
-
-template <typename V>
 __global__ void __launch_bounds__(kTileThreads)
     cast_stepped(float max_norm, const float* norm, SteppedMatrices<V> all) {
   if (!usable(*norm, max_norm)) return;
   const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
   const SteppedMatrix<V>& matrix = all.tensors[index];
-  cast_part(matrix, block - all.first_block[index], [&] {
-    return ReadValue<V>{{matrix.value, matrix.cols}};
-  });
-}
-
-Output cast_of(const AdamWTensor& tensor) {
-  return {{}, tensor.copies.fp8, tensor.copies.quantizer};
+  cast_part(matrix, block - all.first_block[index], [&] { return Identity<V>{{matrix.value, matrix.cols}}; });
 }
 
 bool fits_tiles(const AdamWTensor& tensor) {

@@ -84,7 +84,7 @@ struct SoftmaxRows {
   std::int64_t width = 0;  ///< of a row of `out`
   float* out = nullptr;
   float* maximum =
-      nullptr;  ///< that the sums are in units of, per row; no score exceeds it by more than kSlack
+      nullptr;  ///< per row, of what its sums are in units of: no score exceeds it by more than kSlack
   float* weights = nullptr;  ///< sums of exponentials, per row and lane
 };
 

@@ -286,23 +286,46 @@ template <int N>
   return best;
 }
 
-/// Adds lane i + 8 to lane i, then i + 4, i + 2, i + 1.
-[[gnu::always_inline]] inline float sum(f32x16 v) {
+struct AddLanes {
+  template <typename V>
+  [[gnu::always_inline]] V operator()(V a, V b) const {
+    return a + b;
+  }
+};
+struct LargerLanes {
+  [[gnu::always_inline]] float operator()(float a, float b) const { return a > b ? a : b; }
+#if defined(__AVX512F__)
+  [[gnu::always_inline]] __m128 operator()(__m128 a, __m128 b) const {
+    return _mm_max_ps(a, b);
+  }
+  [[gnu::always_inline]] __m256 operator()(__m256 a, __m256 b) const {
+    return _mm256_max_ps(a, b);
+  }
+#endif
+};
+
+/// Folds lane i + 8 into lane i, then i + 4, i + 2, i + 1.
+template <typename Fold>
+[[gnu::always_inline]] inline float fold_lanes(f32x16 v, Fold fold) {
 #if defined(__AVX512F__)
   const auto all = reinterpret_cast<__m512>(v.part[0]);
   const __m256 eight =
-      _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xFF, all, 0), _mm512_maskz_extractf32x8_ps(0xFF, all, 1));
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+      fold(_mm512_maskz_extractf32x8_ps(0xFF, all, 0), _mm512_maskz_extractf32x8_ps(0xFF, all, 1));
+  const __m128 four = fold(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = fold(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(fold(two, _mm_movehdup_ps(two)));
 #else
   float lanes[kLanes];
   __builtin_memcpy(lanes, &v, sizeof lanes);
   for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = fold(lanes[i], lanes[i + width]);
   }
   return lanes[0];
 #endif
+}
+
+[[gnu::always_inline]] inline float sum(f32x16 v) {
+  return fold_lanes(v, AddLanes{});
 }
 [[gnu::always_inline]] inline std::int64_t sum(i32x16 v) {
   std::int32_t lanes[kLanes];
@@ -320,21 +343,7 @@ template <int N>
 }
 /// Of lanes with NaN: one of them or the largest of some others.
 [[gnu::always_inline]] inline float largest(f32x16 v) {
-#if defined(__AVX512F__)
-  const auto all = reinterpret_cast<__m512>(v.part[0]);
-  const __m256 eight =
-      _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xFF, all, 0), _mm512_maskz_extractf32x8_ps(0xFF, all, 1));
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-#else
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof lanes);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  }
-  return lanes[0];
-#endif
+  return fold_lanes(v, LargerLanes{});
 }
 
 }  // namespace
