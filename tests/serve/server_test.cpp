@@ -233,8 +233,8 @@ TEST_F(ServerTest, StreamsTheSameText) {
   EXPECT_TRUE(done);
   EXPECT_EQ(usage, whole.at("usage"));
   for (std::size_t i = 0; i < 2; ++i) {
-    EXPECT_EQ(texts[i], whole.at("choices").at(i).at("text"));
-    EXPECT_EQ(reasons[i], whole.at("choices").at(i).at("finish_reason"));
+    EXPECT_EQ(json(texts[i]), whole.at("choices").at(i).at("text"));
+    EXPECT_EQ(json(reasons[i]), whole.at("choices").at(i).at("finish_reason"));
     EXPECT_EQ(logprobs[i], whole.at("choices").at(i).at("logprobs").at("token_logprobs"));
   }
 }
