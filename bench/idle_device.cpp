@@ -55,17 +55,17 @@ namespace {
 
 class IdleRecording final : public cuda::Recording {
  public:
-  explicit IdleRecording(const std::vector<cuda::Work>& list) {
+  explicit IdleRecording(const cuda::WorkList& list) {
     if (counting.counts) list_ = list;
   }
   void replay() override {
     counting.replays = true;
-    for (const cuda::Work& work : list_) work.start();
+    list_.start();
     counting.replays = false;
   }
 
  private:
-  std::vector<cuda::Work> list_;
+  cuda::WorkList list_;
 };
 
 /// Zero, and taken from the system where it is touched: large models fit.
@@ -105,7 +105,7 @@ class IdleRuntime final : public cuda::DeviceRuntime {
   void copy_rows(const void*, std::size_t, void*, std::size_t, std::size_t, std::size_t) override {
     count("copy");
   }
-  cuda::Recorded record(const std::vector<cuda::Work>& list) override {
+  cuda::Recorded record(const cuda::WorkList& list) override {
     return {std::make_unique<IdleRecording>(list), ""};
   }
 };

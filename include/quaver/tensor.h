@@ -1,14 +1,14 @@
-/// Element types, shapes, and views onto device memory.
+/// Element types, and views onto device memory.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <initializer_list>
 #include <memory>
-#include <string>
 #include <string_view>
-#include <vector>
+#include <utility>
+
+#include "quaver/shape.h"
 
 namespace quaver {
 
@@ -17,8 +17,27 @@ namespace quaver {
 /// e2m1 do not exist: two such numbers share a byte of a u8 tensor (QuantizedTensor in scaling.h).
 enum class DType : std::uint8_t { f32, bf16, e4m3, e5m2, i32, i64, u8, e2m1, e8m0 };
 
+[[noreturn]] void fail_without_size(DType dtype);
 /// Bytes of an element. Throws for e2m1.
-std::size_t size_of(DType dtype);
+inline std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::bf16:
+      return 2;
+    case DType::i64:
+      return 8;
+    case DType::e4m3:
+    case DType::e5m2:
+    case DType::u8:
+    case DType::e8m0:
+      return 1;
+    case DType::e2m1:
+      break;
+  }
+  fail_without_size(dtype);
+}
 /// "f32", "bf16", "e4m3", ...
 std::string_view name_of(DType dtype);
 inline bool is_fp8(DType dtype) {
@@ -40,23 +59,25 @@ bf16 to_bf16(float value);
 /// Where memory lies.
 enum class Device : std::uint8_t { host, cuda };
 
-using Shape = std::vector<std::int64_t>;
-std::int64_t element_count(const Shape& shape);
-/// "[2, 3]"
-std::string to_string(const Shape& shape);
-
-/// Owns a block of device memory; `release` gives it back to whoever allocated it.
+/// Owns a block of device memory; `release`, or the destructor of a derived class, gives it back to whoever allocated it.
 class Storage {
  public:
   Storage(void* data, std::size_t bytes, Device device, std::function<void()> release)
-      : data_(data), bytes_(bytes), device_(device), release_(std::move(release)) {}
-  ~Storage() { release_(); }
+      : Storage(data, bytes, device) {
+    release_ = std::move(release);
+  }
+  virtual ~Storage() {
+    if (release_) release_();
+  }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
   std::byte* data() const { return static_cast<std::byte*>(data_); }
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
+
+ protected:
+  Storage(void* data, std::size_t bytes, Device device) : data_(data), bytes_(bytes), device_(device) {}
 
  private:
   void* data_;

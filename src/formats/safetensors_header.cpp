@@ -59,9 +59,10 @@ SafetensorsEntry parse_entry(const std::string& name, const json& value) {
                         value.contains("data_offsets");
   if (!complete) refuse("array \"{}\": expected exactly the keys dtype, shape and data_offsets", name);
   SafetensorsEntry entry{name, dtype_named(name, value["dtype"]), {}, 0, 0};
-  for (const json& extent : list(name, "shape", value["shape"])) {
-    entry.shape.push_back(static_cast<std::int64_t>(natural(name, "shape", extent)));
-  }
+  std::vector<std::int64_t> extents;
+  for (const json& extent : list(name, "shape", value["shape"]))
+    extents.push_back(static_cast<std::int64_t>(natural(name, "shape", extent)));
+  entry.shape = Shape(extents);
   const json& offsets = list(name, "data_offsets", value["data_offsets"]);
   if (offsets.size() != 2) refuse("array \"{}\": expected 2 data_offsets, found {}", name, offsets.size());
   entry.begin = natural(name, "data_offsets", offsets[0]);

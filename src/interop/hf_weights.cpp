@@ -157,11 +157,11 @@ void import_q(const HfModel& model, const Layer& layer, FloatArrays& arrays, Flo
   const std::int64_t q_rows = config.heads * config.head_dim, gate_rows = gate_features(config);
   const std::int64_t groups = model.gate_layout == GateLayout::per_head ? config.heads : config.kv_heads;
   for (const char* kind : {".weight", ".bias"}) {
-    if (std::strcmp(kind, ".bias") == 0 && !config.qkv_bias) continue;
+    const bool is_bias = std::strcmp(kind, ".bias") == 0;
+    if (is_bias && !config.qkv_bias) continue;
     FloatArray both = take(arrays, hf + kind);
-    Shape shape{q_rows + gate_rows, config.width};
-    if (std::strcmp(kind, ".bias") == 0) shape.pop_back();
-    expect_shape(both, hf + kind, shape);
+    const std::int64_t rows = q_rows + gate_rows;
+    expect_shape(both, hf + kind, is_bias ? Shape{rows} : Shape{rows, config.width});
     if (gate_rows == 0) {
       out[q_name + kind] = std::move(both);
     } else {

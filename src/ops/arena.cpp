@@ -43,6 +43,17 @@ MemorySource host_memory() {
           [](std::size_t, const MemoryUse&) { throw std::bad_alloc(); }};
 }
 
+/// One allocation for storage and counts of references; a function of the storage's own would be a second.
+class Arena::Block final : public Storage {
+ public:
+  Block(std::shared_ptr<Arena> arena, void* block, std::size_t size)
+      : Storage(block, size, arena->source_.device), arena_(std::move(arena)) {}
+  ~Block() override { arena_->release(data(), bytes()); }
+
+ private:
+  std::shared_ptr<Arena> arena_;
+};
+
 Arena::~Arena() {
   release_unused();
 }
@@ -57,9 +68,7 @@ std::shared_ptr<Storage> Arena::allocate(std::size_t bytes) {
   if (!block) block = fresh_block(size);
   use_.in_use += static_cast<std::int64_t>(size);
   use_.peak = std::max(use_.peak, use_.in_use);
-  return std::make_shared<Storage>(block, size, source_.device, [arena = shared_from_this(), block, size] {
-    arena->release(block, size);
-  });
+  return std::make_shared<Block>(shared_from_this(), block, size);
 }
 
 bool Arena::is_cut(std::size_t size) const {

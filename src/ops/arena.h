@@ -40,6 +40,8 @@ class Arena : public std::enable_shared_from_this<Arena> {
   MemoryUse use() const;
 
  private:
+  class Block;
+
   bool is_cut(std::size_t size) const;
   void* free_block(std::size_t size);
   void* fresh_block(std::size_t size);

@@ -118,9 +118,8 @@ GemmSize check_gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const
     require(operand->values.defined() || reads_transposed,
             "{}: an operand of which only transposed bytes are left", name_of(kind));
   }
-  require(compatible(a, b, forms), "{}: cannot multiply {}{} by {}{} ({})", name_of(kind), name_of(a.dtype()),
-          in_blocks(a) ? " in blocks" : "", name_of(b.dtype()), in_blocks(b) ? " in blocks" : "",
-          describe(forms));
+  require(compatible(a, b, forms), "{}: cannot multiply {}{} by {}{} ({})", name_of(kind), a.dtype(),
+          in_blocks(a) ? " in blocks" : "", b.dtype(), in_blocks(b) ? " in blocks" : "", describe(forms));
   const GemmSize size = size_of_product(kind, a, b);
   require(contraction_of_b(kind, b) == size.k, "{}: shapes [{}, {}] and [{}, {}] do not fit", name_of(kind),
           a.rows(), a.cols(), b.rows(), b.cols());
@@ -413,7 +412,7 @@ void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors) {
     if (copies.bf16) operands.expect_contiguous(copies.bf16, "copies.bf16", DType::bf16, value.shape());
     if (!copies.fp8.defined()) continue;
     operands.expect_real_matrix(value, "value");
-    operands.expect_output({{}, copies.fp8, copies.quantizer}, "copies.fp8", DType::f32, value.shape());
+    operands.expect_fp8(copies.fp8, copies.quantizer, "copies.fp8", value.shape());
   }
 }
 

@@ -1,66 +1,79 @@
 #include "ops/memory_chunks.h"
 
+#include <algorithm>
+#include <functional>
 #include <iterator>
 
 namespace quaver {
+namespace {
 
-void MemoryChunks::add_hole(std::byte* begin, std::size_t bytes) {
-  holes_.emplace(begin, bytes);
-  by_size_.emplace(bytes, begin);
+/// The first piece at `address` or after it. std::less: chunks are no parts of one array.
+template <typename Pieces>
+auto at_or_after(Pieces& pieces, const std::byte* address) {
+  return std::lower_bound(pieces.begin(), pieces.end(), address,
+                          [](const MemoryChunks::Piece& piece, const std::byte* wanted) {
+                            return std::less<>()(piece.begin, wanted);
+                          });
 }
 
-std::size_t MemoryChunks::remove_hole(std::byte* begin) {
-  const auto hole = holes_.find(begin);
-  const std::size_t bytes = hole->second;
-  by_size_.erase({bytes, begin});
-  holes_.erase(hole);
-  return bytes;
+}  // namespace
+
+bool MemoryChunks::begins_chunk(const std::byte* address) const {
+  const auto chunk = at_or_after(chunks_, address);
+  return chunk != chunks_.end() && chunk->begin == address;
 }
 
 void MemoryChunks::add(void* chunk, std::size_t bytes) {
-  auto* const begin = static_cast<std::byte*>(chunk);
-  chunks_.emplace(begin, bytes);
-  add_hole(begin, bytes);
+  const Piece piece{static_cast<std::byte*>(chunk), bytes};
+  chunks_.insert(at_or_after(chunks_, piece.begin), piece);
+  holes_.insert(at_or_after(holes_, piece.begin), piece);
 }
 
 void* MemoryChunks::take(std::size_t bytes) {
-  const auto fit = by_size_.lower_bound({bytes, nullptr});
-  if (fit == by_size_.end()) return nullptr;
-  std::byte* const begin = fit->second;
-  const std::size_t all = remove_hole(begin);
-  if (all > bytes) add_hole(begin + bytes, all - bytes);
+  auto fit = holes_.end();
+  for (auto hole = holes_.begin(); hole != holes_.end(); ++hole) {
+    if (hole->bytes >= bytes && (fit == holes_.end() || hole->bytes < fit->bytes)) fit = hole;
+  }
+  if (fit == holes_.end()) return nullptr;
+  std::byte* const begin = fit->begin;
+  if (fit->bytes == bytes) {
+    holes_.erase(fit);
+  } else {
+    *fit = {begin + bytes, fit->bytes - bytes};
+  }
   return begin;
 }
 
 void MemoryChunks::give_back(void* block, std::size_t bytes) {
-  auto* begin = static_cast<std::byte*>(block);
+  const Piece piece{static_cast<std::byte*>(block), bytes};
+  const auto next = at_or_after(holes_, piece.begin);
+  const auto previous = next == holes_.begin() ? holes_.end() : std::prev(next);
   // Neighbours of another chunk stay apart: a chunk goes back as it came.
-  const auto next = holes_.find(begin + bytes);
-  if (next != holes_.end() && !chunks_.contains(next->first)) bytes += remove_hole(next->first);
-  const auto after = holes_.lower_bound(begin);
-  if (after != holes_.begin() && !chunks_.contains(begin)) {
-    const auto [previous, size] = *std::prev(after);
-    if (previous + size == begin) {
-      remove_hole(previous);
-      begin = previous;
-      bytes += size;
-    }
+  const bool joins_next =
+      next != holes_.end() && piece.begin + bytes == next->begin && !begins_chunk(next->begin);
+  const bool joins_previous = previous != holes_.end() && previous->begin + previous->bytes == piece.begin &&
+                              !begins_chunk(piece.begin);
+  if (joins_previous) {
+    previous->bytes += bytes;
+    if (!joins_next) return;
+    previous->bytes += next->bytes;
+    holes_.erase(next);
+  } else if (joins_next) {
+    *next = {piece.begin, bytes + next->bytes};
+  } else {
+    holes_.insert(next, piece);
   }
-  add_hole(begin, bytes);
 }
 
-std::vector<MemoryChunks::Chunk> MemoryChunks::remove_unused() {
-  std::vector<Chunk> unused;
-  for (auto chunk = chunks_.begin(); chunk != chunks_.end();) {
-    const auto hole = holes_.find(chunk->first);
-    if (hole == holes_.end() || hole->second != chunk->second) {
-      ++chunk;
-      continue;
-    }
-    unused.emplace_back(*chunk);
-    remove_hole(chunk->first);
-    chunk = chunks_.erase(chunk);
-  }
+std::vector<MemoryChunks::Piece> MemoryChunks::remove_unused() {
+  std::vector<Piece> unused;
+  std::erase_if(chunks_, [&](const Piece& chunk) {
+    const auto hole = at_or_after(holes_, chunk.begin);
+    if (hole == holes_.end() || *hole != chunk) return false;
+    unused.push_back(chunk);
+    holes_.erase(hole);
+    return true;
+  });
   return unused;
 }
 

@@ -2,9 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
-#include <set>
-#include <utility>
 #include <vector>
 
 namespace quaver {
@@ -14,21 +11,24 @@ namespace quaver {
 /// again. Not thread-safe.
 class MemoryChunks {
  public:
-  using Chunk = std::pair<std::byte*, std::size_t>;
+  struct Piece {
+    std::byte* begin;
+    std::size_t bytes;
+    bool operator==(const Piece&) const = default;
+  };
 
   void add(void* chunk, std::size_t bytes);
   /// Null if no hole is large enough. Sizes are multiples of the alignment that addresses shall have.
   void* take(std::size_t bytes);
   void give_back(void* block, std::size_t bytes);
   /// Forgets the chunks that are one hole, and returns them.
-  std::vector<Chunk> remove_unused();
+  std::vector<Piece> remove_unused();
 
  private:
-  void add_hole(std::byte* begin, std::size_t bytes);
-  std::size_t remove_hole(std::byte* begin);
+  bool begins_chunk(const std::byte* address) const;
 
-  std::map<std::byte*, std::size_t> chunks_, holes_;
-  std::set<std::pair<std::size_t, std::byte*>> by_size_;  // the holes again
+  // By address. Holes are some dozens: to look at all of them takes less than to keep them by size as well.
+  std::vector<Piece> chunks_, holes_;
 };
 
 }  // namespace quaver

@@ -1,31 +1,15 @@
 #include "quaver/tensor.h"
 
 #include <bit>
-#include <numeric>
 
 #include "base/check.h"
+#include "tensor/dtype_text.h"
 #include "tensor/shape_text.h"
 
 namespace quaver {
 
-std::size_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-    case DType::i32:
-      return 4;
-    case DType::bf16:
-      return 2;
-    case DType::i64:
-      return 8;
-    case DType::e4m3:
-    case DType::e5m2:
-    case DType::u8:
-    case DType::e8m0:
-      return 1;
-    case DType::e2m1:
-      break;
-  }
-  fail(ErrorKind::usage, "tensor: {} has no size of its own: two elements share a byte", name_of(dtype));
+void fail_without_size(DType dtype) {
+  fail(ErrorKind::usage, "tensor: {} has no size of its own: two elements share a byte", dtype);
 }
 
 std::string_view name_of(DType dtype) {
@@ -62,21 +46,13 @@ bf16 to_bf16(float value) {
   return {static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
 
-std::int64_t element_count(const Shape& shape) {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-}
-
-std::string to_string(const Shape& shape) {
-  return fmt::format("{}", ShapeText{shape});
-}
-
 Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape)
     : storage_(std::move(storage)), dtype_(dtype), shape_(std::move(shape)) {
   for (const auto extent : shape_)
     require(extent >= 0, "tensor: negative extent in shape {}", ShapeText{shape_});
   const auto needed = static_cast<std::size_t>(elements()) * size_of(dtype_);
   require(storage_->bytes() >= needed, "tensor: shape {} of {} needs {} bytes, the storage has {}",
-          ShapeText{shape_}, name_of(dtype_), needed, storage_->bytes());
+          ShapeText{shape_}, dtype_, needed, storage_->bytes());
   if (shape_.size() == 2) row_stride_ = shape_[1];
 }
 

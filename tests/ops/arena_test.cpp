@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "ops/arena.h"
 #include "ops/huge_pages.h"
+#include "ops/memory_chunks.h"
 #include "quaver/error.h"
 #include "support/errors.h"
 
@@ -104,6 +107,110 @@ TEST(Arena, ChunksGoBackBeforeASourceIsExhausted) {
   const auto large = arena->allocate(std::size_t{12} << 20);
   EXPECT_EQ(arena->use().reserved, std::int64_t{20} << 20);
   EXPECT_THROW(arena->allocate(std::size_t{9} << 20), std::bad_alloc);
+}
+
+/// Chunks of one array, so that addresses are known. Sizes count from its beginning.
+class MemoryChunksTest : public testing::Test {
+ protected:
+  std::ptrdiff_t take(std::size_t bytes) {
+    auto* const block = static_cast<std::byte*>(chunks.take(bytes));
+    return block ? block - memory.data() : -1;
+  }
+  void give_back(std::size_t begin, std::size_t bytes) { chunks.give_back(memory.data() + begin, bytes); }
+
+  std::vector<std::byte> memory = std::vector<std::byte>(4096);
+  MemoryChunks chunks;
+};
+
+TEST_F(MemoryChunksTest, TakesTheSmallestHoleThatIsLargeEnoughAndTheLowestOfEquals) {
+  chunks.add(memory.data(), 1024);
+  ASSERT_EQ(take(1024), 0);
+  give_back(0, 300);
+  give_back(400, 100);
+  give_back(600, 100);
+  give_back(800, 224);
+  EXPECT_EQ(take(100), 400);
+  EXPECT_EQ(take(100), 600);
+  EXPECT_EQ(take(100), 800) << "the rest of it stays a hole";
+  EXPECT_EQ(take(124), 900);
+  EXPECT_EQ(take(301), -1);
+  EXPECT_EQ(take(300), 0);
+  EXPECT_EQ(take(1), -1);
+}
+
+TEST_F(MemoryChunksTest, AFreedBlockJoinsTheHolesBesideIt) {
+  chunks.add(memory.data(), 400);
+  const auto restore = [&](std::initializer_list<std::size_t> order) {
+    for (int i = 0; i < 4; ++i) ASSERT_EQ(take(100), 100 * i);
+    for (const std::size_t begin : order) give_back(begin, 100);
+    ASSERT_EQ(take(400), 0) << "one hole again";
+    give_back(0, 400);
+  };
+  restore({0, 100, 200, 300});
+  restore({300, 200, 100, 0});
+  restore({0, 200, 100, 300});
+  restore({100, 300, 200, 0});
+  restore({300, 100, 0, 200});
+}
+
+TEST_F(MemoryChunksTest, NeighboursOfAnotherChunkStayApart) {
+  chunks.add(memory.data() + 512, 512);
+  chunks.add(memory.data(), 512);
+  EXPECT_EQ(take(1024), -1);
+  ASSERT_EQ(take(512), 0);
+  ASSERT_EQ(take(512), 512);
+  give_back(0, 512);
+  give_back(512, 512);
+  EXPECT_EQ(take(1024), -1);
+  ASSERT_EQ(take(512), 0);
+  const std::vector<MemoryChunks::Piece> unused = chunks.remove_unused();
+  ASSERT_EQ(unused.size(), 1u) << "of the other a part is taken";
+  EXPECT_EQ(unused[0], (MemoryChunks::Piece{memory.data() + 512, 512}));
+  EXPECT_EQ(take(1), -1) << "a chunk that went back is no hole";
+  give_back(0, 512);
+  EXPECT_EQ(chunks.remove_unused().size(), 1u);
+  EXPECT_TRUE(chunks.remove_unused().empty());
+}
+
+/// Against bookkeeping that looks at every byte.
+TEST_F(MemoryChunksTest, RandomRequestsNeverOverlapAndEndAsOneHoleAChunk) {
+  constexpr std::size_t kChunk = 1024;
+  for (const std::size_t chunk : {2, 0, 3, 1}) chunks.add(memory.data() + chunk * kChunk, kChunk);
+  std::vector<int> owner(memory.size(), 0);
+  std::vector<std::pair<std::size_t, std::size_t>> taken;
+  const auto first_free = [&](std::size_t bytes) {  // whether any hole of one chunk is large enough
+    std::size_t run = 0;
+    for (std::size_t i = 0; i < owner.size(); ++i) {
+      if (i % kChunk == 0) run = 0;
+      run = owner[i] == 0 ? run + 1 : 0;
+      if (run == bytes) return true;
+    }
+    return false;
+  };
+  std::uint32_t state = 1;
+  const auto random = [&](std::uint32_t below) {
+    state = state * 1664525 + 1013904223;
+    return (state >> 8) % below;
+  };
+  for (int round = 0; round < 4000; ++round) {
+    if (random(5) < 3) {
+      const std::size_t bytes = 8 * (1 + random(40));
+      const bool possible = first_free(bytes);
+      const std::ptrdiff_t begin = take(bytes);
+      ASSERT_EQ(begin >= 0, possible) << "round " << round;
+      if (begin < 0) continue;
+      for (std::size_t i = 0; i < bytes; ++i) ASSERT_EQ(owner[begin + i]++, 0) << "round " << round;
+      taken.emplace_back(begin, bytes);
+    } else if (!taken.empty()) {
+      std::swap(taken[random(static_cast<std::uint32_t>(taken.size()))], taken.back());
+      const auto [begin, bytes] = taken.back();
+      taken.pop_back();
+      for (std::size_t i = 0; i < bytes; ++i) --owner[begin + i];
+      give_back(begin, bytes);
+    }
+  }
+  for (const auto& [begin, bytes] : taken) give_back(begin, bytes);
+  EXPECT_EQ(chunks.remove_unused().size(), 4u);
 }
 
 TEST(Arena, BlocksInUseAreNotHandedOutTwice) {

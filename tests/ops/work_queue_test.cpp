@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 #include <vector>
 
@@ -13,16 +14,16 @@ namespace {
 class WorkQueueTest : public testing::Test {
  protected:
   struct Repeat final : Recording {
-    Repeat(std::vector<Work> works, std::vector<int>& to) : list(std::move(works)), started(to) {}
+    Repeat(WorkList works, std::vector<int>& to) : list(std::move(works)), started(to) {}
     void replay() override {
       started.push_back(-1);
-      for (const Work& work : list) work.start();
+      list.start();
     }
-    std::vector<Work> list;
+    WorkList list;
     std::vector<int>& started;
   };
 
-  Recorded record(const std::vector<Work>& list) {
+  Recorded record(const WorkList& list) {
     if (refuses) return {nullptr, "refused"};
     return {std::make_unique<Repeat>(list, started), ""};
   }
@@ -42,7 +43,7 @@ class WorkQueueTest : public testing::Test {
 
   bool refuses = false;
   std::vector<int> started;
-  WorkQueue queue{nullptr, [this](const std::vector<Work>& list) { return record(list); }};
+  WorkQueue queue{nullptr, [this](const WorkList& list) { return record(list); }};
 };
 
 using Numbers = std::vector<int>;
@@ -130,7 +131,7 @@ TEST_F(WorkQueueTest, TheOldestOfTooManyRecordingsIsForgotten) {
 
 TEST_F(WorkQueueTest, ALongRunIsCutIntoListsThatStartMeanwhile) {
   WorkQueue cut(
-      nullptr, [this](const std::vector<Work>& list) { return record(list); }, 1, 3);
+      nullptr, [this](const WorkList& list) { return record(list); }, 1, 3);
   // Lists of 1, 2, 3 and 3 works, and what is left.
   const auto run_to = [&](int last) {
     started.clear();
@@ -151,6 +152,46 @@ TEST_F(WorkQueueTest, ALongRunIsCutIntoListsThatStartMeanwhile) {
   EXPECT_EQ(run_to(9), (Numbers{-1, 1, -1, 2, 3, -1, 4, 5, 6, -1, 7, 8, 9})) << "every run begins anew";
   EXPECT_EQ(run_to(11), (Numbers{-1, 1, -1, 2, 3, -1, 4, 5, 6, -1, 7, 8, 9, 10, 11}))
       << "the last list is a new one";
+}
+
+struct alignas(64) Aligned {
+  int value = 0, rest[15] = {};
+};
+
+TEST_F(WorkQueueTest, WorksOfAnySizeAndAlignmentKeepWhatTheyCaptured) {
+  const auto run_with = [&](int value) {
+    started.clear();
+    queue.run([&] {
+      for (int number = value; number < value + 3; ++number) {
+        add(number);
+        const Aligned aligned{10 * number};
+        const auto start = [this, aligned] {
+          EXPECT_EQ(reinterpret_cast<std::uintptr_t>(&aligned) % alignof(Aligned), 0u);
+          started.push_back(aligned.value);
+        };
+        queue.add("aligned", start, aligned);
+        const char byte = static_cast<char>(number + 50);
+        const auto of_bytes = [to = &started, byte, more = byte] { to->push_back(byte + more); };
+        queue.add("bytes", of_bytes, byte);
+      }
+    });
+    return started;
+  };
+  const auto expected = [](int value) {
+    Numbers numbers;
+    for (int number = value; number < value + 3; ++number) {
+      for (const int n : {number, 10 * number, 2 * (number + 50)}) numbers.push_back(n);
+    }
+    return numbers;
+  };
+  EXPECT_EQ(run_with(1), expected(1));
+  EXPECT_EQ(run_with(5), expected(5)) << "another list is started directly";
+  Numbers replayed = expected(1);
+  replayed.insert(replayed.begin(), -1);
+  // A list of eight works, and the ninth.
+  replayed.insert(replayed.begin() + 9, -1);
+  EXPECT_EQ(run_with(1), replayed);
+  EXPECT_EQ(run_with(1), replayed) << "the recording kept its own";
 }
 
 }  // namespace

@@ -11,13 +11,11 @@ namespace {
 /// Repeats what was listed when it was recorded, with the arguments of then.
 class EmulatedRecording final : public cuda::Recording {
  public:
-  explicit EmulatedRecording(std::vector<cuda::Work> list) : list_(std::move(list)) {}
-  void replay() override {
-    for (const cuda::Work& work : list_) work.start();
-  }
+  explicit EmulatedRecording(cuda::WorkList list) : list_(std::move(list)) {}
+  void replay() override { list_.start(); }
 
  private:
-  std::vector<cuda::Work> list_;
+  cuda::WorkList list_;
 };
 
 class EmulatedRuntime final : public cuda::DeviceRuntime {
@@ -49,7 +47,7 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
     for (std::size_t row = 0; row < rows; ++row)
       std::memcpy(to + row * destination_pitch, from + row * source_pitch, width);
   }
-  cuda::Recorded record(const std::vector<cuda::Work>& list) override {
+  cuda::Recorded record(const cuda::WorkList& list) override {
     if (!records_) return {nullptr, "this device does not record"};
     return {std::make_unique<EmulatedRecording>(list), ""};
   }

@@ -39,7 +39,7 @@ class DeviceRuntime {
   virtual void copy_rows(const void* source, std::size_t source_pitch, void* destination,
                          std::size_t destination_pitch, std::size_t width, std::size_t rows) = 0;
   /// Records what the list starts, without running it.
-  virtual Recorded record(const std::vector<Work>& list) = 0;
+  virtual Recorded record(const WorkList& list) = 0;
 };
 
 constexpr std::int64_t kBlock = 128, kMxBlock = 32;

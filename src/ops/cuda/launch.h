@@ -22,7 +22,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <tuple>
 #include <type_traits>
 
 #ifdef __CUDACC__
@@ -112,14 +111,13 @@ template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
             const Arguments&... arguments) {
   if (shape.blocks.x == 0 || shape.blocks.y == 0 || shape.blocks.z == 0) return;
-  const std::tuple<Parameters...> values(arguments...);
   const DeviceStream device_stream = stream ? stream->device_stream() : nullptr;
-  const auto start = [=] {
-    std::apply([&](const Parameters&... all) { start_kernel(name, kernel, shape, device_stream, all...); },
-               values);
+  const auto queue = [&](const Parameters&... values) {
+    if (!stream || !stream->is_listing()) return start_kernel(name, kernel, shape, device_stream, values...);
+    const auto start = [=] { start_kernel(name, kernel, shape, device_stream, values...); };
+    stream->add(name, start, kernel, shape, values...);
   };
-  if (!stream || !stream->is_listing()) return start();
-  std::apply([&](const Parameters&... all) { stream->add(name, start, kernel, shape, all...); }, values);
+  queue(arguments...);
 }
 
 }  // namespace quaver::cuda

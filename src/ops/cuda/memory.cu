@@ -85,7 +85,7 @@ DeviceBackend::DeviceBackend(std::unique_ptr<DeviceRuntime> runtime, std::unique
     : runtime_(std::move(runtime)),
       library_(std::move(library)),
       attention_library_(std::move(attention)),
-      queue_(runtime_->stream(), [this](const std::vector<Work>& list) { return runtime_->record(list); }),
+      queue_(runtime_->stream(), [this](const WorkList& list) { return runtime_->record(list); }),
       arena_(std::make_shared<Arena>(runtime_->memory())),
       faults_(std::make_shared<Arena>(runtime_->host_memory())->allocate(kFaultKinds * sizeof(std::int32_t)),
               DType::i32, {kFaultKinds}) {

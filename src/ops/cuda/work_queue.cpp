@@ -12,7 +12,7 @@ void WorkQueue::fail_padded(const char* name) {
 
 void WorkQueue::start_list() {
   ++use_.direct;
-  for (const Work& work : list_) work.start();
+  list_.start();
 }
 
 void WorkQueue::stop_listing(const std::string& reason) {
@@ -50,7 +50,10 @@ void WorkQueue::end_list() {
   listing_ = running_;
 }
 
-bool WorkQueue::was_seen(std::uint64_t hash) {
+/// Whether a list with this key was started once; from now on it was.
+bool WorkQueue::was_seen() {
+  const std::uint64_t hash =
+      std::hash<std::string_view>()({reinterpret_cast<const char*>(key_.data()), key_.size()});
   if (std::find(seen_.begin(), seen_.end(), hash) != seen_.end()) return true;
   seen_.push_front(hash);
   if (seen_.size() > kMostSeen) seen_.pop_back();
@@ -58,17 +61,17 @@ bool WorkQueue::was_seen(std::uint64_t hash) {
 }
 
 void WorkQueue::start_or_replay() {
-  const std::uint64_t hash =
-      std::hash<std::string_view>()({reinterpret_cast<const char*>(key_.data()), key_.size()});
-  auto known = std::find_if(known_.begin(), known_.end(),
-                            [&](const Known& k) { return k.hash == hash && k.key == key_; });
+  // Other lists differ early, so there is no hash to compare first. Not ==, which compares std::byte by std::byte.
+  auto known = std::find_if(known_.begin(), known_.end(), [&](const Known& k) {
+    return k.key.size() == key_.size() && std::memcmp(k.key.data(), key_.data(), key_.size()) == 0;
+  });
   if (known == known_.end()) {
     // The first time starts directly: kernels are loaded then, which a recording must not.
-    if (!was_seen(hash)) {
+    if (!was_seen()) {
       use_.why_direct = "operations met for the first time";
       return start_list();
     }
-    known_.push_front({hash, key_, record_(list_)});
+    known_.push_front({key_, record_(list_)});
     if (known_.size() > kMostRecordings) known_.pop_back();
     known = known_.begin();
     if (known->recorded.recording) ++use_.recorded;

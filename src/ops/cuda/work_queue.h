@@ -17,15 +17,10 @@
 #include <vector>
 
 #include "ops/cuda/stream.h"
+#include "ops/cuda/work_list.h"
 #include "quaver/backend.h"
 
 namespace quaver::cuda {
-
-/// One thing to start: a kernel, a copy, a product.
-struct Work {
-  const char* name;
-  std::function<void()> start;
-};
 
 /// Work that the device repeats with one call.
 class Recording {
@@ -42,7 +37,7 @@ struct Recorded {
 
 class WorkQueue {
  public:
-  using Recorder = std::function<Recorded(const std::vector<Work>&)>;
+  using Recorder = std::function<Recorded(const WorkList&)>;
   static constexpr std::size_t kFirstListed = 8, kListed = 64;
   /// The first list of a run has `first` works, the next twice as many, and so on up to `most`.
   WorkQueue(DeviceStream stream, Recorder recorder, std::size_t first = kFirstListed,
@@ -55,11 +50,12 @@ class WorkQueue {
   /// Starts it now, or lists it with the values that it depends on. Values compare by their bytes, so they may have no
   /// padding: its bytes are anything, a list would look new every time, and nothing would be replayed. Checked where the
   /// compiler can tell (g++, as in the emulation): throws std::logic_error that names the work.
-  template <typename... Values>
-  void add(const char* name, std::function<void()> start, const Values&... values) {
+  template <typename F, typename... Values>
+  void add(const char* name, const F& start, const Values&... values) {
     if (!listing_) return start();
-    ((is_padded<Values>() ? fail_padded(name) : append(values)), ...);
-    list_.push_back({name, std::move(start)});
+    ((is_padded<Values>() ? fail_padded(name) : void()), ...);
+    append_to_key(values...);
+    list_.add(start);
     if (list_.size() == length_) end_list();
   }
 
@@ -73,7 +69,6 @@ class WorkQueue {
  private:
   using Bytes = std::vector<std::byte>;
   struct Known {
-    std::uint64_t hash = 0;
     Bytes key;
     Recorded recorded;
   };
@@ -95,17 +90,18 @@ class WorkQueue {
     return false;
   }
   [[noreturn]] static void fail_padded(const char* name);
-  template <typename T>
-  void append(const T& value) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    const std::size_t at = key_.size();
-    key_.resize(at + sizeof value);
-    std::memcpy(key_.data() + at, &value, sizeof value);
+  template <typename... Values>
+  void append_to_key(const Values&... values) {
+    static_assert((std::is_trivially_copyable_v<Values> && ...));
+    std::byte bytes[(sizeof(Values) + ...)];
+    std::byte* end = bytes;
+    ((std::memcpy(end, &values, sizeof values), end += sizeof values), ...);
+    key_.insert(key_.end(), bytes, end);
   }
   void start_list();
   void end_list();
   void start_or_replay();
-  bool was_seen(std::uint64_t hash);
+  bool was_seen();
 
   DeviceStream stream_;
   Recorder record_;
@@ -113,7 +109,7 @@ class WorkQueue {
   std::size_t length_ = 0;  // at which the list ends
   bool running_ = false, listing_ = false;
   Bytes key_;
-  std::vector<Work> list_;
+  WorkList list_;
   std::deque<Known> known_;         // the newest first
   std::deque<std::uint64_t> seen_;  // hashes of lists that were started once
   RepeatUse use_;

@@ -132,16 +132,13 @@ class CudaRuntime final : public DeviceRuntime {
           "copying on the device");
   }
 
-  Recorded record(const std::vector<Work>& list) override {
+  Recorded record(const WorkList& list) override {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning a CUDA graph");
     std::string failure;
-    for (const Work& work : list) {
-      try {
-        work.start();
-      } catch (const Error& error) {
-        failure = error.what();
-        break;
-      }
+    try {
+      list.start();
+    } catch (const Error& error) {
+      failure = error.what();
     }
     cudaGraph_t graph = nullptr;
     cudaError_t status = cudaStreamEndCapture(stream_, &graph);
