@@ -82,6 +82,8 @@ struct HeadTransform {
   float epsilon = 1e-6f;
   Tensor gain;          ///< f32[D]; present unless norm is none
   Tensor cosine, sine;  ///< f32[positions, R/2]: rotary tables, R <= D even; absent: no rotation
+  /// Heads behind those, of which backward passes the gradient on as it is: v beside q and k. 0 in forward, and with a norm.
+  std::int64_t untouched = 0;
 };
 
 /// Sizes of one attention call. Query i of a sequence stands at key position key_len - query_len + i.
@@ -234,16 +236,17 @@ class Backend : public ScaleUpdater {
   /// y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + epsilon). `rstd` may be absent.
   virtual void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                         const Tensor& rstd) = 0;
-  /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat), xhat = x * rstd;  dgain += sum_m dy * xhat.
+  /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat), xhat = x * rstd;  dgain += sum_m dy * xhat. Accumulating adds to
+  /// dx.values, which must be there then; what is cast is the sum.
   virtual void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
-                                 bool accumulate_dx, const Tensor& dx, const Tensor& dgain) = 0;
+                                 bool accumulate_dx, const Output& dx, const Tensor& dgain) = 0;
   /// y = (x - mean) * rstd * gain + bias, rstd = 1 / sqrt(variance + epsilon), the variance biased.
   virtual void layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon,
                           const Output& y, const Tensor& mean, const Tensor& rstd) = 0;
   /// dx (+)= rstd * (dy*gain - mean(dy*gain*xhat) * xhat - mean(dy*gain));  dgain += sum dy*xhat;  dbias +=
   /// sum dy.
   virtual void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
-                                   const Tensor& rstd, bool accumulate_dx, const Tensor& dx,
+                                   const Tensor& rstd, bool accumulate_dx, const Output& dx,
                                    const Tensor& dgain, const Tensor& dbias) = 0;
 
   // ---- pointwise; real [M,N] ----
@@ -263,7 +266,7 @@ class Backend : public ScaleUpdater {
   /// do = dy * act(g);  dg = dy * o * act'(g), summed over the head when headwise. `y`: what `gate` makes of these operands,
   /// as `h` above.
   virtual void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                             const Tensor& d_o, const Tensor& dg, const Output& y) = 0;
+                             const Tensor& d_o, const Output& dg, const Output& y) = 0;
 
   // ---- attention ----
 
@@ -275,9 +278,9 @@ class Backend : public ScaleUpdater {
   virtual void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
                                const Tensor& out) = 0;
   /// dx = gradient; dgain += (when there is a norm). `x` is the forward's input (needed with a norm; else may
-  /// be absent).
+  /// be absent). dout, dx: [M, (heads + untouched) * D].
   virtual void transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
-                                        const Tensor& positions, const Tensor& dx, const Tensor& dgain) = 0;
+                                        const Tensor& positions, const Output& dx, const Tensor& dgain) = 0;
 
   /// Causal attention with grouped queries: head h reads key/value head h * G / H. Query i of a sequence sees
   /// the keys from its first_key[i] up to its own position, both inclusive. O(query_len + key_len) memory: no

@@ -105,9 +105,11 @@ class Linear : public Module {
   /// y of the input as `make_input` described it, filled. `saved` may be null (evaluation).
   Tensor forward(Context& context, const Output& input, Saved* saved);
 
-  /// Where the producer of dy [rows, out_features] should write it.
-  Output make_output_gradient(Context& context, const Saved& saved);
+  /// Where the producer of dy [rows, out_features] should write it; into `values` what others read of it.
+  Output make_output_gradient(Context& context, const Saved& saved, const Tensor& values = {});
   Output cast_output_gradient(Context& context, const Saved& saved, const Tensor& dy);
+  /// dy itself where its producer cast it, or no cast is wanted; else its values are cast.
+  Output cast_output_gradient(Context& context, const Saved& saved, const Output& dy);
 
   /// dx (+)= dy w (skipped when `dx` is absent); weight.gradient += dy^T x; bias.gradient += column sums of
   /// the unquantised dy.

@@ -20,8 +20,8 @@ class Norm : public Module {
   /// Writes y in the forms that `y` asks for (usually `linear.make_input(context, rows)`). `saved` may be
   /// null.
   virtual void forward(const NormInput& x, const Output& y, Saved* saved) = 0;
-  /// dx (+)= gradient; gains and biases accumulate.
-  virtual void backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) = 0;
+  /// dx (+)= gradient, in the forms that `dx` asks for; gains and biases accumulate.
+  virtual void backward(const Saved& saved, const Tensor& dy, const Output& dx, bool accumulate_dx) = 0;
 };
 
 /// y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + epsilon) (arXiv 1910.07467).
@@ -29,7 +29,7 @@ class RmsNorm final : public Norm {
  public:
   RmsNorm(Backend& backend, std::int64_t width, float epsilon = 1e-6f);  ///< gain starts at 1
   void forward(const NormInput& x, const Output& y, Saved* saved) override;
-  void backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) override;
+  void backward(const Saved& saved, const Tensor& dy, const Output& dx, bool accumulate_dx) override;
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
  private:
@@ -43,7 +43,7 @@ class LayerNorm final : public Norm {
  public:
   LayerNorm(Backend& backend, std::int64_t width, float epsilon = 1e-5f);  ///< gain starts at 1, bias at 0
   void forward(const NormInput& x, const Output& y, Saved* saved) override;
-  void backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) override;
+  void backward(const Saved& saved, const Tensor& dy, const Output& dx, bool accumulate_dx) override;
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
  private:

@@ -111,6 +111,10 @@ struct Output {
   Quantizer quantizer;        ///< how `quantized` is cast
   /// What recipes other than delayed scaling make of `values` afterwards; producers leave it alone. May be null.
   std::shared_ptr<CastCache> casts = nullptr;
+
+  /// Where the producer of columns [begin, begin + count) alone should write them. The producers of all columns leave together
+  /// what one of the whole matrix would: a maximum, sums, and one scale.
+  Output columns(std::int64_t begin, std::int64_t count) const;
 };
 
 /// What the GEMMs of a module read of a weight (f32 [N,K]), for an optimizer to write in the pass that updates the weight. Each

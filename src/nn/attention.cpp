@@ -76,17 +76,25 @@ HeadTransform Attention::transform(std::int64_t heads, Parameter* gain) const {
       rotary_.cosine, rotary_.sine};
 }
 
-Tensor Attention::transform_forward(std::int64_t heads, Parameter* gain, const Tensor& x,
-                                    const Tensor& positions) {
-  if (!transforms()) return x;
-  // The backward of a rotation does not read what was rotated.
-  Tensor out = config_.qk_norm == QkNorm::none ? x : backend_.allocate(x.dtype(), x.shape());
-  backend_.transform_heads(transform(heads, gain), x, positions, out);
-  return out;
+std::pair<Tensor, Tensor> Attention::transform_forward(const Projections& p, const Tensor& positions) {
+  if (!transforms()) return {p.q, p.k};
+  if (transforms_as_one()) {
+    const Tensor both = p.packed.columns(0, q_columns_ + kv_columns_);
+    backend_.transform_heads(transform(config_.heads + config_.kv_heads, nullptr), both, positions, both);
+    return {p.q, p.k};
+  }
+  const auto transformed = [&](std::int64_t heads, Parameter* gain, const Tensor& x) {
+    // The backward of a rotation does not read what was rotated.
+    Tensor out = config_.qk_norm == QkNorm::none ? x : backend_.allocate(x.dtype(), x.shape());
+    backend_.transform_heads(transform(heads, gain), x, positions, out);
+    return out;
+  };
+  const Tensor q = transformed(config_.heads, q_gain_.get(), p.q);
+  return {q, transformed(config_.kv_heads, k_gain_.get(), p.k)};
 }
 
 void Attention::transform_backward(std::int64_t heads, Parameter* gain, const Tensor& dout, const Tensor& x,
-                                   const Tensor& positions, const Tensor& dx) {
+                                   const Tensor& positions, const Output& dx) {
   backend_.transform_heads_backward(transform(heads, gain), dout, x, positions, dx,
                                     gain ? gain->accumulated_gradient(backend_) : Tensor());
 }
@@ -129,8 +137,7 @@ Tensor Attention::forward(Context& context, const TokenBatch& tokens, const Outp
 Tensor Attention::run(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
                       const CachedLayer* cached) {
   const Projections p = project(context, x, saved);
-  const Tensor q = transform_forward(config_.heads, q_gain_.get(), p.q, tokens.positions);
-  const Tensor k = transform_forward(config_.kv_heads, k_gain_.get(), p.k, tokens.positions);
+  const auto [q, k] = transform_forward(p, tokens.positions);
   const std::int64_t rows = tokens.batch * tokens.length;
   const AttentionShape shape = shape_of(tokens.batch, tokens.length, tokens.length);
   const Tensor o = backend_.allocate(q.dtype(), {rows, q_columns_});
@@ -155,19 +162,58 @@ Tensor Attention::run(Context& context, const TokenBatch& tokens, const Output& 
   return y;
 }
 
-Attention::Projections Attention::allocate_gradients(DType dtype, std::int64_t rows) {
-  if (qkv_proj_)
-    return slices(backend_.allocate(dtype, {rows, q_columns_ + 2 * kv_columns_ + gate_columns_}));
+Attention::Gradients Attention::make_gradients(Context& context, const Saved& saved) {
+  // attention_backward writes high precision alone. A norm's gradient is cast together with the parts beside it.
+  const auto in_high_precision = [&](const Linear& linear) {
+    const Shape shape{saved.o.rows(), linear.options().out_features};
+    return Output{backend_.allocate(saved.o.dtype(), shape), {}, {}};
+  };
+  if (qkv_proj_) {
+    const Output packed = transforms_as_one() ? qkv_proj_->make_output_gradient(context, saved.qkv)
+                                              : in_high_precision(*qkv_proj_);
+    const std::int64_t k = q_columns_, v = k + kv_columns_, gate = v + kv_columns_;
+    return {packed, packed.columns(0, q_columns_), packed.columns(k, kv_columns_),
+            packed.columns(v, kv_columns_), packed.columns(gate, gate_columns_)};
+  }
+  const auto of_transform = [&](Linear& linear, const Linear::Saved& linear_saved) {
+    return transforms() ? linear.make_output_gradient(context, linear_saved) : in_high_precision(linear);
+  };
   return {{},
-          backend_.allocate(dtype, {rows, q_columns_}),
-          backend_.allocate(dtype, {rows, kv_columns_}),
-          backend_.allocate(dtype, {rows, kv_columns_}),
-          gate_columns_ > 0 ? backend_.allocate(dtype, {rows, gate_columns_}) : Tensor()};
+          of_transform(*q_proj_, saved.q_proj),
+          of_transform(*k_proj_, saved.k_proj),
+          in_high_precision(*v_proj_),
+          gate_proj_ ? gate_proj_->make_output_gradient(context, saved.gate_proj) : Output{}};
 }
 
-void Attention::project_backward(Context& context, const Saved& saved, const Projections& gradients,
+void Attention::attend_backward(const Saved& saved, const Tensor& d_o, const Gradients& gradients) {
+  const auto attend = [&](const Tensor& dq, const Tensor& dk, const Tensor& dv) {
+    backend_.attention_backward(saved.shape, d_o, saved.q, saved.k, saved.projected.v, saved.first_key,
+                                saved.o, saved.lse, dq, dk, dv);
+  };
+  const auto allocate = [&](std::int64_t columns) {
+    return backend_.allocate(d_o.dtype(), {d_o.rows(), columns});
+  };
+  if (!transforms()) return attend(gradients.q.values, gradients.k.values, gradients.v.values);
+  if (transforms_as_one()) {
+    const bool casts = gradients.packed.quantized.defined();  // v's gradient is cast in the same pass
+    const std::int64_t v = q_columns_ + kv_columns_, columns = casts ? v + kv_columns_ : v;
+    const Tensor turned = allocate(columns);
+    attend(turned.columns(0, q_columns_), turned.columns(q_columns_, kv_columns_),
+           casts ? turned.columns(v, kv_columns_) : gradients.v.values);
+    HeadTransform transform_of_all = transform(config_.heads + config_.kv_heads, nullptr);
+    transform_of_all.untouched = casts ? config_.kv_heads : 0;
+    return backend_.transform_heads_backward(transform_of_all, turned, {}, saved.positions,
+                                             gradients.packed.columns(0, columns), {});
+  }
+  const Tensor dq = allocate(q_columns_), dk = allocate(kv_columns_);
+  attend(dq, dk, gradients.v.values);
+  transform_backward(config_.heads, q_gain_.get(), dq, saved.projected.q, saved.positions, gradients.q);
+  transform_backward(config_.kv_heads, k_gain_.get(), dk, saved.projected.k, saved.positions, gradients.k);
+}
+
+void Attention::project_backward(Context& context, const Saved& saved, const Gradients& gradients,
                                  const Tensor& dx) {
-  const auto backward = [&](Linear& linear, const Linear::Saved& linear_saved, const Tensor& dy,
+  const auto backward = [&](Linear& linear, const Linear::Saved& linear_saved, const Output& dy,
                             bool accumulate) {
     linear.backward(context, linear_saved, linear.cast_output_gradient(context, linear_saved, dy), dx,
                     accumulate);
@@ -179,7 +225,12 @@ void Attention::project_backward(Context& context, const Saved& saved, const Pro
   backward(*q_proj_, saved.q_proj, gradients.q, true);
 }
 
-void Attention::backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx) {
+Output Attention::make_output_gradient(Context& context, const Saved& saved, const Tensor& values) {
+  if (saved.again) return {values, {}, {}};
+  return out_proj_->make_output_gradient(context, saved.out_proj, values);
+}
+
+void Attention::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx) {
   if (saved.again) {
     const auto& [tokens, x, record] = *saved.again;
     const auto run_again = [&, &tokens = tokens, &x = x](Saved* again) {
@@ -187,30 +238,22 @@ void Attention::backward(Context& context, const Saved& saved, const Tensor& dy,
     };
     return backward(context, saved_again<Saved>(context, record, run_again), dy, dx);
   }
-  const std::int64_t rows = dy.rows();
-  const Tensor dgated = backend_.allocate(dy.dtype(), {rows, q_columns_});
+  const Shape heads{dx.rows(), q_columns_};
+  const Tensor dgated = backend_.allocate(dx.dtype(), heads);
   const Output dy_cast = out_proj_->cast_output_gradient(context, saved.out_proj, dy);
   out_proj_->backward_input(context, saved.out_proj, dy_cast, dgated);
 
-  const Projections gradients = allocate_gradients(dy.dtype(), rows);
+  const Gradients gradients = make_gradients(context, saved);
   const Output gated = out_proj_->make_input_again(context, saved.out_proj);
   Tensor d_o = dgated;
   if (saved.projected.gate) {
-    d_o = backend_.allocate(dy.dtype(), {rows, q_columns_});
+    d_o = backend_.allocate(dx.dtype(), heads);
     backend_.gate_backward(config_.gate_activation, dgated, saved.o, saved.projected.gate, d_o,
                            gradients.gate, gated);
   }
   out_proj_->backward_weight(context, saved.out_proj, dy_cast, gated);
 
-  const bool transformed = transforms();
-  const Tensor dq = transformed ? backend_.allocate(dy.dtype(), {rows, q_columns_}) : gradients.q;
-  const Tensor dk = transformed ? backend_.allocate(dy.dtype(), {rows, kv_columns_}) : gradients.k;
-  backend_.attention_backward(saved.shape, d_o, saved.q, saved.k, saved.projected.v, saved.first_key, saved.o,
-                              saved.lse, dq, dk, gradients.v);
-  if (transformed) {
-    transform_backward(config_.heads, q_gain_.get(), dq, saved.projected.q, saved.positions, gradients.q);
-    transform_backward(config_.kv_heads, k_gain_.get(), dk, saved.projected.k, saved.positions, gradients.k);
-  }
+  attend_backward(saved, d_o, gradients);
   project_backward(context, saved, gradients, dx);
 }
 

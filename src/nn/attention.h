@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "nn/rotary.h"
 #include "quaver/backend.h"
@@ -34,6 +35,11 @@ class Attention : public Module {
     Tensor packed;  ///< absent when separate
     Tensor q, k, v, gate;
   };
+  /// Where their gradients are written.
+  struct Gradients {
+    Output packed;  ///< absent when separate
+    Output q, k, v, gate;
+  };
   struct Saved {
     AttentionShape shape;
     Tensor positions, first_key;
@@ -58,8 +64,11 @@ class Attention : public Module {
   /// the other.
   Tensor forward(Context& context, const TokenBatch& tokens, const Output& x, Saved* saved,
                  const CachedLayer* cached);
-  /// Writes dx from dy [M, width].
-  void backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx);
+  /// Where the producer of dy should write it: in high precision into `values`, and as out_proj reads it, unless forward is to be
+  /// run again first.
+  Output make_output_gradient(Context& context, const Saved& saved, const Tensor& values);
+  /// Writes dx from dy [M, width], whose values are there.
+  void backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx);
 
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
@@ -69,17 +78,24 @@ class Attention : public Module {
              const CachedLayer* cached);
   Projections slices(const Tensor& packed) const;
   Projections project(Context& context, const Output& x, Saved* saved);
-  Projections allocate_gradients(DType dtype, std::int64_t rows);
-  void project_backward(Context& context, const Saved& saved, const Projections& gradients, const Tensor& dx);
+  Gradients make_gradients(Context& context, const Saved& saved);
+  /// Those of q, k and v, from the gradient of o.
+  void attend_backward(const Saved& saved, const Tensor& d_o, const Gradients& gradients);
+  void project_backward(Context& context, const Saved& saved, const Gradients& gradients, const Tensor& dx);
   AttentionShape shape_of(std::int64_t batch, std::int64_t query_len, std::int64_t key_len) const;
   /// Appends k and v to the caches, and attends to each sequence by itself.
   void attend_cached(const CachedLayer& cached, const Tensor& q, const Tensor& k, const Tensor& v,
                      const Tensor& o);
   bool transforms() const { return rotary_.cosine.defined() || config_.qk_norm != QkNorm::none; }
+  /// q and k lie side by side and are transformed alike: as if they were one.
+  bool transforms_as_one() const {
+    return qkv_proj_ && rotary_.cosine.defined() && config_.qk_norm == QkNorm::none;
+  }
   HeadTransform transform(std::int64_t heads, Parameter* gain) const;
-  Tensor transform_forward(std::int64_t heads, Parameter* gain, const Tensor& x, const Tensor& positions);
+  /// q and k of the projections.
+  std::pair<Tensor, Tensor> transform_forward(const Projections& p, const Tensor& positions);
   void transform_backward(std::int64_t heads, Parameter* gain, const Tensor& dout, const Tensor& x,
-                          const Tensor& positions, const Tensor& dx);
+                          const Tensor& positions, const Output& dx);
 
   Backend& backend_;
   ModelConfig config_;

@@ -49,20 +49,31 @@ NormInput Block::run(Context& context, const TokenBatch& tokens, const NormInput
   return {x1, x2, x2};
 }
 
-void Block::backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient) {
+Output Block::make_output_gradient(Context& context, const BlockSaved& saved,
+                                   const Tensor& residual_gradient) {
+  if (saved.again) return {residual_gradient, {}, {}};
+  return mlp_.make_output_gradient(context, saved.mlp, residual_gradient);
+}
+
+void Block::backward(Context& context, const BlockSaved& saved, Output& gradient,
+                     const std::function<Output()>& make_input_gradient) {
   if (saved.again) {
     const auto& [tokens, x, record] = *saved.again;
     const auto run_again = [&, &tokens = tokens, &x = x](BlockSaved* again) {
       return run(context, tokens, x, again, nullptr);
     };
-    return backward(context, saved_again<BlockSaved>(context, record, run_again), residual_gradient);
+    return backward(context, saved_again<BlockSaved>(context, record, run_again), gradient,
+                    make_input_gradient);
   }
+  const Tensor residual_gradient = gradient.values;
   const Tensor branch_gradient = backend_.allocate(residual_gradient.dtype(), residual_gradient.shape());
-  mlp_.backward(context, saved.mlp, residual_gradient, branch_gradient);
-  mlp_norm_->backward(saved.mlp_norm, branch_gradient, residual_gradient, true);
+  mlp_.backward(context, saved.mlp, gradient, branch_gradient);
+  gradient = attention_.make_output_gradient(context, saved.attention, residual_gradient);
+  mlp_norm_->backward(saved.mlp_norm, branch_gradient, gradient, true);
 
-  attention_.backward(context, saved.attention, residual_gradient, branch_gradient);
-  attention_norm_->backward(saved.attention_norm, branch_gradient, residual_gradient, true);
+  attention_.backward(context, saved.attention, gradient, branch_gradient);
+  gradient = make_input_gradient();
+  attention_norm_->backward(saved.attention_norm, branch_gradient, gradient, true);
 }
 
 void Block::visit(const std::string& name, ModuleVisitor& visitor) {

@@ -1,6 +1,7 @@
 /// One transformer block: x1 = x + attention(norm(x));  x2 = x1 + mlp(norm(x1)).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -37,8 +38,13 @@ class Block : public Module {
   /// x [M, width] -> [M, width]. The addition that ends a block is left to the norm that reads the result.
   NormInput forward(Context& context, const TokenBatch& tokens, const NormInput& x, BlockSaved* saved,
                     const CachedLayer* cached);
-  /// Turns the gradient of the block's output into that of its input, in place.
-  void backward(Context& context, const BlockSaved& saved, const Tensor& residual_gradient);
+  /// Where the gradient of the block's output should be written: in high precision into `residual_gradient`, and as the feed-forward
+  /// reads it, unless forward is to be run again first.
+  Output make_output_gradient(Context& context, const BlockSaved& saved, const Tensor& residual_gradient);
+  /// Turns the gradient of the block's output into that of its input, in place: in the forms that `make_input_gradient` asks
+  /// for.
+  void backward(Context& context, const BlockSaved& saved, Output& gradient,
+                const std::function<Output()>& make_input_gradient);
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
  private:

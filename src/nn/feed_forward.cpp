@@ -29,8 +29,12 @@ Tensor FeedForward::forward(Context& context, const Output& x, Saved* saved) {
   return down_proj_.forward(context, h, saved ? &saved->down_proj : nullptr);
 }
 
-void FeedForward::backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx) {
-  const Tensor dh = backend_.allocate(dy.dtype(), saved.up.shape());
+Output FeedForward::make_output_gradient(Context& context, const Saved& saved, const Tensor& values) {
+  return down_proj_.make_output_gradient(context, saved.down_proj, values);
+}
+
+void FeedForward::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx) {
+  const Tensor dh = backend_.allocate(dx.dtype(), saved.up.shape());
   const Output dy_cast = down_proj_.cast_output_gradient(context, saved.down_proj, dy);
   down_proj_.backward_input(context, saved.down_proj, dy_cast, dh);
   const Output dup = up_proj_.make_output_gradient(context, saved.up_proj);

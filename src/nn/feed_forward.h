@@ -22,8 +22,10 @@ class FeedForward : public Module {
   /// Where the norm before the feed-forward should write.
   Output make_input(Context& context, std::int64_t rows);
   Tensor forward(Context& context, const Output& x, Saved* saved);
-  /// Writes dx from dy [M, width].
-  void backward(Context& context, const Saved& saved, const Tensor& dy, const Tensor& dx);
+  /// Where the producer of dy should write it; `values`: in high precision.
+  Output make_output_gradient(Context& context, const Saved& saved, const Tensor& values);
+  /// Writes dx from dy [M, width], whose values are there.
+  void backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx);
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
  private:

@@ -168,9 +168,15 @@ void LanguageModel::backward(Context& context, Saved& saved, const Output& dlogi
   const Tensor dnorm = backend_->allocate(dtype, {rows, config_.width});
   lm_head_->backward(context, saved.lm_head, dlogits, dnorm);
   const Tensor residual_gradient = backend_->allocate(dtype, {rows, config_.width});
-  final_norm_->backward(saved.final_norm, dnorm, residual_gradient, false);
+  // Of the residual stream above `layers` blocks.
+  const auto make_gradient = [&](std::size_t layers) {
+    if (layers == 0) return Output{residual_gradient, {}, {}};
+    return blocks_[layers - 1]->make_output_gradient(context, *saved.blocks[layers - 1], residual_gradient);
+  };
+  Output gradient = make_gradient(blocks_.size());
+  final_norm_->backward(saved.final_norm, dnorm, gradient, false);
   for (std::size_t layer = blocks_.size(); layer-- > 0;) {
-    blocks_[layer]->backward(context, *saved.blocks[layer], residual_gradient);
+    blocks_[layer]->backward(context, *saved.blocks[layer], gradient, [&] { return make_gradient(layer); });
     saved.blocks[layer].reset();
   }
   backend_->embedding_backward(

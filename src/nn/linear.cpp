@@ -417,8 +417,9 @@ Linear::Forms Linear::gradient_forms(const Recipes& recipes) const {
   return forms;
 }
 
-Output Linear::make_output_gradient(Context& context, const Saved& saved) {
+Output Linear::make_output_gradient(Context& context, const Saved& saved, const Tensor& values) {
   Output dy;
+  dy.values = values;
   const Forms forms = gradient_forms(saved.recipes);
   if (forms.fp8 || saved.calibration) {
     const Recipe recipe = saved.calibration ? *saved.calibration : *slot_recipe(saved.recipes);
@@ -427,7 +428,7 @@ Output Linear::make_output_gradient(Context& context, const Saved& saved) {
     dy.quantizer = make_quantizer(*fp8_.grad_output, format, true);
     if (saved.calibration) dy.quantizer.counters = Tensor();
   }
-  if (forms.real || context.counts_exponents())
+  if (!dy.values && (forms.real || context.counts_exponents()))
     dy.values = backend_.allocate(context.high_precision(), {saved.rows, options_.out_features});
   dy.casts = std::make_shared<CastCache>();
   return dy;
@@ -436,11 +437,15 @@ Output Linear::make_output_gradient(Context& context, const Saved& saved) {
 Output Linear::cast_output_gradient(Context& context, const Saved& saved, const Tensor& dy) {
   if (!gradient_forms(saved.recipes).fp8 && !saved.calibration)
     return Output{dy, {}, {}, std::make_shared<CastCache>()};
-  Output output = make_output_gradient(context, saved);
+  Output output = make_output_gradient(context, saved, dy);
   output.values = Tensor();
   backend_.cast(dy, output);
   output.values = dy;
   return output;
+}
+
+Output Linear::cast_output_gradient(Context& context, const Saved& saved, const Output& dy) {
+  return dy.quantized.defined() ? dy : cast_output_gradient(context, saved, dy.values);
 }
 
 void Linear::backward(Context& context, const Saved& saved, const Output& dy, const Tensor& dx,

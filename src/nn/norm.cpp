@@ -15,7 +15,7 @@ void RmsNorm::forward(const NormInput& x, const Output& y, Saved* saved) {
   if (saved) *saved = {x.normed(), {}, rstd};
 }
 
-void RmsNorm::backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) {
+void RmsNorm::backward(const Saved& saved, const Tensor& dy, const Output& dx, bool accumulate_dx) {
   backend_.rms_norm_backward(dy, saved.x, gain_.value, saved.rstd, accumulate_dx, dx,
                              gain_.accumulated_gradient(backend_));
 }
@@ -37,7 +37,7 @@ void LayerNorm::forward(const NormInput& x, const Output& y, Saved* saved) {
   if (saved) *saved = {x.normed(), mean, rstd};
 }
 
-void LayerNorm::backward(const Saved& saved, const Tensor& dy, const Tensor& dx, bool accumulate_dx) {
+void LayerNorm::backward(const Saved& saved, const Tensor& dy, const Output& dx, bool accumulate_dx) {
   backend_.layer_norm_backward(dy, saved.x, gain_.value, saved.mean, saved.rstd, accumulate_dx, dx,
                                gain_.accumulated_gradient(backend_), bias_.accumulated_gradient(backend_));
 }

@@ -87,9 +87,8 @@ void check_quantized(const Operands& operands, const QuantizedTensor& q, DType f
                     {across, down});
 }
 
-void check_head_matrix(const Operands& operands, const HeadTransform& transform, const Tensor& tensor,
-                       const char* name, DType dtype, std::int64_t rows) {
-  operands.expect(tensor, name, dtype, {rows, transform.heads * transform.head_dim});
+Shape head_matrix(const HeadTransform& transform, std::int64_t rows) {
+  return {rows, (transform.heads + transform.untouched) * transform.head_dim};
 }
 
 void check_tables(const Operands& operands, const HeadTransform& transform, const Tensor& positions,
@@ -238,12 +237,13 @@ void check_norm(std::string_view operation, const NormInput& input, const Tensor
 }
 
 void check_norm_backward(std::string_view operation, const Tensor& dy, const Tensor& x, const Tensor& gain,
-                         const Tensor& mean, const Tensor& rstd, const Tensor& dx, const Tensor& dgain,
-                         const Tensor& dbias) {
+                         const Tensor& mean, const Tensor& rstd, bool accumulate_dx, const Output& dx,
+                         const Tensor& dgain, const Tensor& dbias) {
   const Operands operands(operation);
   operands.expect_real_matrix(x, "x");
   operands.expect(dy, "dy", x.dtype(), x.shape());
-  operands.expect(dx, "dx", x.dtype(), x.shape());
+  operands.expect_output(dx, "dx", x.dtype(), x.shape());
+  if (accumulate_dx) operands.expect(dx.values, "dx", x.dtype(), x.shape());
   operands.expect_contiguous(gain, "gain", DType::f32, {x.cols()});
   operands.expect_contiguous(dgain, "dgain", DType::f32, {x.cols()});
   operands.expect_optional(dbias, "dbias", DType::f32, {x.cols()});
@@ -303,12 +303,12 @@ void check_gate(const Tensor& o, const Tensor& g, const Output& y) {
 }
 
 void check_gate_backward(const Tensor& dy, const Tensor& o, const Tensor& g, const Tensor& d_o,
-                         const Tensor& dg, const Output& y, bool transposed_alone) {
+                         const Output& dg, const Output& y, bool transposed_alone) {
   const Operands operands("gate_backward");
   check_gate_operand(operands, o, g);
   operands.expect(dy, "dy", o.dtype(), o.shape());
   operands.expect(d_o, "do", o.dtype(), o.shape());
-  operands.expect(dg, "dg", o.dtype(), g.shape());
+  operands.expect_output(dg, "dg", o.dtype(), g.shape());
   operands.expect_output_again(y, "y", o.dtype(), o.shape(), transposed_alone);
 }
 
@@ -316,20 +316,24 @@ void check_transform_heads(const HeadTransform& transform, const Tensor& x, cons
                            const Tensor& out) {
   const Operands operands("transform_heads");
   operands.expect_real_matrix(x, "x");
-  check_head_matrix(operands, transform, x, "x", x.dtype(), x.rows());
-  check_head_matrix(operands, transform, out, "out", x.dtype(), x.rows());
+  require(transform.untouched == 0, "transform_heads: {} untouched heads, of which backward alone has any",
+          transform.untouched);
+  operands.expect(x, "x", x.dtype(), head_matrix(transform, x.rows()));
+  operands.expect(out, "out", x.dtype(), x.shape());
   check_tables(operands, transform, positions, x.rows());
 }
 
 void check_transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
-                                    const Tensor& positions, const Tensor& dx, const Tensor& dgain) {
+                                    const Tensor& positions, const Output& dx, const Tensor& dgain) {
   const Operands operands("transform_heads_backward");
   operands.expect_real_matrix(dout, "dout");
-  check_head_matrix(operands, transform, dout, "dout", dout.dtype(), dout.rows());
-  check_head_matrix(operands, transform, dx, "dx", dout.dtype(), dout.rows());
+  operands.expect(dout, "dout", dout.dtype(), head_matrix(transform, dout.rows()));
+  operands.expect_output(dx, "dx", dout.dtype(), dout.shape());
   check_tables(operands, transform, positions, dout.rows());
   if (transform.norm == QkNorm::none) return;
-  check_head_matrix(operands, transform, x, "x", dout.dtype(), dout.rows());
+  require(transform.untouched == 0, "transform_heads_backward: {} untouched heads beside a norm",
+          transform.untouched);
+  operands.expect(x, "x", dout.dtype(), dout.shape());
   operands.expect_contiguous(dgain, "dgain", DType::f32, {transform.head_dim});
 }
 

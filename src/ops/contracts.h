@@ -40,8 +40,8 @@ void check_scale_columns(const Tensor& x, const Tensor& factors, const Tensor& o
 void check_norm(std::string_view operation, const NormInput& x, const Tensor& gain, const Tensor& bias,
                 const Output& y, const Tensor& mean, const Tensor& rstd);
 void check_norm_backward(std::string_view operation, const Tensor& dy, const Tensor& x, const Tensor& gain,
-                         const Tensor& mean, const Tensor& rstd, const Tensor& dx, const Tensor& dgain,
-                         const Tensor& dbias);
+                         const Tensor& mean, const Tensor& rstd, bool accumulate_dx, const Output& dx,
+                         const Tensor& dgain, const Tensor& dbias);
 
 void check_add(const Tensor& a, const Tensor& b, const Tensor& out);
 void check_activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h);
@@ -51,12 +51,12 @@ void check_activation_backward(Activation kind, const Tensor& dh, const Tensor& 
                                bool transposed_alone);
 void check_gate(const Tensor& o, const Tensor& g, const Output& y);
 void check_gate_backward(const Tensor& dy, const Tensor& o, const Tensor& g, const Tensor& d_o,
-                         const Tensor& dg, const Output& y, bool transposed_alone);
+                         const Output& dg, const Output& y, bool transposed_alone);
 
 void check_transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
                            const Tensor& out);
 void check_transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
-                                    const Tensor& positions, const Tensor& dx, const Tensor& dgain);
+                                    const Tensor& positions, const Output& dx, const Tensor& dgain);
 void check_attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                      const Tensor& first_key, const Tensor& out, const Tensor& lse);
 void check_attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q,

@@ -211,17 +211,62 @@ void add_norms(Cases& cases, std::int64_t tokens) {
   cases.add("rms_norm_backward", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
     return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
             g = filled(b, DType::f32, {n}, 1), r = filled(b, DType::f32, {m}, 1),
-            dx = filled(b, DType::bf16, {m, n}, 0),
-            dg = filled(b, DType::f32, {n}, 0)] { b.rms_norm_backward(dy, x, g, r, false, dx, dg); };
+            dx = filled(b, DType::bf16, {m, n}, 0), dg = filled(b, DType::f32, {n}, 0)] {
+      b.rms_norm_backward(dy, x, g, r, false, {dx, {}, {}}, dg);
+    };
   });
   cases.add("layer_norm_backward", tokens, kWidth, 6, [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
     return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
             g = filled(b, DType::f32, {n}, 1), mean = filled(b, DType::f32, {m}, 0),
             r = filled(b, DType::f32, {m}, 1), dx = filled(b, DType::bf16, {m, n}, 0),
             dg = filled(b, DType::f32, {n}, 0), db = filled(b, DType::f32, {n}, 0)] {
-      b.layer_norm_backward(dy, x, g, mean, r, false, dx, dg, db);
+      b.layer_norm_backward(dy, x, g, mean, r, false, {dx, {}, {}}, dg, db);
     };
   });
+}
+
+constexpr std::int64_t kContext = 1024;
+
+HeadTransform head_transform(Backend& b, QkNorm norm, std::int64_t positions) {
+  return {.heads = kHeads,
+          .head_dim = kHeadDim,
+          .norm = norm,
+          .gain = norm == QkNorm::none ? Tensor() : filled(b, DType::f32, {kHeadDim}, 1),
+          .cosine = filled(b, DType::f32, {positions, kHeadDim / 2}, 0.6),
+          .sine = filled(b, DType::f32, {positions, kHeadDim / 2}, 0.8)};
+}
+
+/// As the FP8 step runs them: the sum's values and its bytes; rotated and untouched heads, bytes alone; and the gate's.
+void add_casting_backwards(Cases& cases, std::int64_t tokens) {
+  cases.add(
+      "rms_norm_backward, adding, e5m2", tokens, kWidth, 9,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        Output dx = fp8_output(b, m, n, DType::e5m2);
+        dx.values = filled(b, DType::bf16, {m, n}, 0);
+        return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), x = random_real(b, DType::bf16, {m, n}, 2),
+                g = filled(b, DType::f32, {n}, 1), r = filled(b, DType::f32, {m}, 1), dx,
+                dg = filled(b, DType::f32, {n}, 0)] { b.rms_norm_backward(dy, x, g, r, true, dx, dg); };
+      },
+      1);
+  cases.add(
+      "rotary backward, e5m2", tokens, kWidth, 3,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        HeadTransform t = head_transform(b, QkNorm::none, kContext);
+        t.untouched = t.heads / 4, t.heads -= t.untouched;
+        return [&b, t, dy = random_real(b, DType::bf16, {m, n}, 1), p = indices(b, m, 1, kContext),
+                dx = fp8_output(b, m, n, DType::e5m2)] { b.transform_heads_backward(t, dy, {}, p, dx, {}); };
+      },
+      1);
+  cases.add(
+      "gate elementwise backward, e5m2", tokens, kWidth, 9,
+      [](Backend& b, std::int64_t m, std::int64_t n) -> Run {
+        return [&b, dy = random_real(b, DType::bf16, {m, n}, 1), o = random_real(b, DType::bf16, {m, n}, 2),
+                g = random_real(b, DType::bf16, {m, n}, 3), d_o = filled(b, DType::bf16, {m, n}, 0),
+                dg = fp8_output(b, m, n, DType::e5m2)] {
+          b.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, dg, {});
+        };
+      },
+      1);
 }
 
 void add_activations(Cases& cases, std::int64_t tokens) {
@@ -280,23 +325,13 @@ void add_gates(Cases& cases, std::int64_t tokens) {
                 return [&b, dy = random_real(b, DType::bf16, {m, n}, 1),
                         o = random_real(b, DType::bf16, {m, n}, 2), g = gates(b, m, n, 3),
                         d_o = filled(b, DType::bf16, {m, n}, 0), dg = gates(b, m, n, 4)] {
-                  b.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, dg, {});
+                  b.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, {dg, {}, {}}, {});
                 };
               });
   }
 }
 
-HeadTransform head_transform(Backend& b, QkNorm norm, std::int64_t positions) {
-  return {.heads = kHeads,
-          .head_dim = kHeadDim,
-          .norm = norm,
-          .gain = norm == QkNorm::none ? Tensor() : filled(b, DType::f32, {kHeadDim}, 1),
-          .cosine = filled(b, DType::f32, {positions, kHeadDim / 2}, 0.6),
-          .sine = filled(b, DType::f32, {positions, kHeadDim / 2}, 0.8)};
-}
-
 void add_heads(Cases& cases, std::int64_t tokens) {
-  constexpr std::int64_t kContext = 1024;
   for (auto [forward, backward, norm] :
        {std::tuple{"rotary", "rotary backward", QkNorm::none},
         std::tuple{"rotary with QK norm", "rotary with QK norm backward", QkNorm::pre_rope}}) {
@@ -313,7 +348,7 @@ void add_heads(Cases& cases, std::int64_t tokens) {
                      x = normed ? random_real(b, DType::bf16, {m, n}, 2) : Tensor(),
                      p = indices(b, m, 1, kContext), dx = filled(b, DType::bf16, {m, n}, 0),
                      dgain = normed ? filled(b, DType::f32, {kHeadDim}, 0) : Tensor()] {
-                      b.transform_heads_backward(t, dy, x, p, dx, dgain);
+                      b.transform_heads_backward(t, dy, x, p, {dx, {}, {}}, dgain);
                     };
               });
   }
@@ -393,6 +428,7 @@ std::vector<KernelCase> kernel_cases(std::int64_t tokens) {
   add_activations(cases, tokens);
   add_gates(cases, tokens);
   add_heads(cases, tokens);
+  add_casting_backwards(cases, tokens);
   add_model_ends(cases, tokens);
   add_elementwise(cases, tokens);
   return cases.take();

@@ -39,6 +39,15 @@ BlockScales allocate_scales(Backend& backend, const OperandCast& cast, std::int6
 
 }  // namespace
 
+Output Output::columns(std::int64_t begin, std::int64_t count) const {
+  Output part = *this;
+  part.casts = nullptr;  // of the whole matrix
+  if (values) part.values = values.columns(begin, count);
+  if (quantized.bytes) part.quantized.bytes = quantized.bytes.columns(begin, count);
+  if (quantized.transposed) part.quantized.transposed = quantized.transposed.slice(begin, count);
+  return part;
+}
+
 QuantizedTensor allocate_quantized(Backend& backend, const OperandCast& cast, std::int64_t rows,
                                    std::int64_t cols) {
   QuantizedTensor q;

@@ -142,10 +142,10 @@ void TimedBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsilo
 }
 
 void TimedBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
-                                     const Tensor& rstd, bool accumulate_dx, const Tensor& dx,
+                                     const Tensor& rstd, bool accumulate_dx, const Output& dx,
                                      const Tensor& dgain) {
-  timed("rms_norm backward",
-        sum_of_bytes(dy, x, gain, rstd, dx, dgain, dgain) + (accumulate_dx ? bytes_of(dx) : 0),
+  timed(named("rms_norm backward", dx),
+        sum_of_bytes(dy, x, gain, rstd, dx, dgain, dgain) + (accumulate_dx ? bytes_of(dx.values) : 0),
         [&] { inner_->rms_norm_backward(dy, x, gain, rstd, accumulate_dx, dx, dgain); });
 }
 
@@ -157,10 +157,10 @@ void TimedBackend::layer_norm(const NormInput& x, const Tensor& gain, const Tens
 
 void TimedBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
                                        const Tensor& mean, const Tensor& rstd, bool accumulate_dx,
-                                       const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
-  timed("layer_norm backward",
+                                       const Output& dx, const Tensor& dgain, const Tensor& dbias) {
+  timed(named("layer_norm backward", dx),
         sum_of_bytes(dy, x, gain, mean, rstd, dx, dgain, dgain, dbias, dbias) +
-            (accumulate_dx ? bytes_of(dx) : 0),
+            (accumulate_dx ? bytes_of(dx.values) : 0),
         [&] { inner_->layer_norm_backward(dy, x, gain, mean, rstd, accumulate_dx, dx, dgain, dbias); });
 }
 
@@ -184,8 +184,8 @@ void TimedBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, c
 }
 
 void TimedBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                                 const Tensor& d_o, const Tensor& dg, const Output& y) {
-  timed("gate backward", sum_of_bytes(dy, o, g, d_o, dg, y),
+                                 const Tensor& d_o, const Output& dg, const Output& y) {
+  timed(named("gate backward", dg), sum_of_bytes(dy, o, g, d_o, dg, y),
         [&] { inner_->gate_backward(kind, dy, o, g, d_o, dg, y); });
 }
 
@@ -196,10 +196,10 @@ void TimedBackend::transform_heads(const HeadTransform& transform, const Tensor&
 }
 
 void TimedBackend::transform_heads_backward(const HeadTransform& transform, const Tensor& dout,
-                                            const Tensor& x, const Tensor& positions, const Tensor& dx,
+                                            const Tensor& x, const Tensor& positions, const Output& dx,
                                             const Tensor& dgain) {
   const bool reads_x = transform.norm != QkNorm::none;
-  timed("transform_heads backward",
+  timed(named("transform_heads backward", dx),
         sum_of_bytes(dout, positions, dx, dgain, dgain) + (reads_x ? bytes_of(x) : 0),
         [&] { inner_->transform_heads_backward(transform, dout, x, positions, dx, dgain); });
 }

@@ -96,7 +96,7 @@ TEST_P(PointwiseAgain, GateBackward) {
           c, c.cols, [&](Backend& backend, const Output& y) { backend.gate(kind, o, g, y); },
           [&](Backend& backend, const Output& y) {
             const Tensor d_o = empty_matrix(c), dg = empty_matrix(GetParam());
-            backend.gate_backward(kind, dy, o, g, d_o, dg, y);
+            backend.gate_backward(kind, dy, o, g, d_o, {dg, {}, {}}, y);
             return std::vector{d_o, dg};
           });
     }

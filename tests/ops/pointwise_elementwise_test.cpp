@@ -125,7 +125,7 @@ TEST_P(PointwiseGate, BackwardIsNearTheReference) {
       expect_near_reference(
           [&](Backend& backend) {
             const Tensor d_o = empty_matrix(wide(width)), dg = empty_matrix(GetParam());
-            backend.gate_backward(kind, dy, o, g, d_o, dg, {});
+            backend.gate_backward(kind, dy, o, g, d_o, {dg, {}, {}}, {});
             return std::vector{d_o, dg};
           },
           bound);
@@ -139,6 +139,43 @@ TEST_P(PointwiseGate, ForwardCastsItsResult) {
     expect_fused_cast(wide(width), wide(width).cols, [&](Backend& backend, const Output& output) {
       backend.gate(GateActivation::sigmoid, o, g, output);
     });
+  }
+}
+
+TEST_P(PointwiseGate, BackwardCastsTheGatesGradient) {
+  for (std::int64_t width : {1, 7}) {
+    const Tensor o = special_matrix(wide(width), 1), g = random_matrix(GetParam(), 2),
+                 dy = random_matrix(wide(width), 3);
+    expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+      const Tensor d_o = empty_matrix(wide(width));
+      backend.gate_backward(GateActivation::sigmoid, dy, o, g, d_o, output, {});
+      finish(backend);
+    });
+  }
+}
+
+/// The parts of a packed gradient, each by its producer, leave what a cast of the whole matrix does.
+TEST(PointwiseParts, AreCastTogetherAsOneMatrix) {
+  for (const auto& [rows, heads, head_dim] :
+       {std::tuple{5, 1, 6}, std::tuple{128, 2, 16}, std::tuple{37, 3, 8}}) {
+    const std::int64_t q = 2 * heads * head_dim, qkv = q + 2 * heads * head_dim, all = qkv + q;
+    for (const DType type : {DType::f32, DType::bf16}) {
+      const MatrixCase whole{rows, all, type, false}, turned{rows, qkv, type, false}, o{rows, q, type, false};
+      HeadTransform transform;
+      transform.heads = 3 * heads;
+      transform.untouched = heads;
+      transform.head_dim = head_dim;
+      transform.cosine = random_vector(4 * head_dim / 2, 5).reshape({4, head_dim / 2});
+      transform.sine = random_vector(4 * head_dim / 2, 6).reshape({4, head_dim / 2});
+      const Tensor positions = indices_below(rows, 4, 3), gradient = random_matrix(turned, 1);
+      const Tensor dy = random_matrix(o, 2), values = random_matrix(o, 3), gate = random_matrix(o, 4);
+      expect_fused_cast(whole, all, [&](Backend& backend, const Output& output) {
+        const Tensor d_o = empty_matrix(o);
+        backend.gate_backward(GateActivation::sigmoid, dy, values, gate, d_o, output.columns(qkv, q), {});
+        backend.transform_heads_backward(transform, gradient, {}, positions, output.columns(0, qkv), {});
+        finish(backend);
+      });
+    }
   }
 }
 

@@ -89,7 +89,7 @@ TEST_P(PointwiseHeads, BackwardIsNearTheReference) {
   const auto run = [&](Backend& backend) {
     const Tensor dx = empty_matrix(matrix), dgain = random_vector(GetParam().head_dim, 7);
     const bool has_norm = GetParam().norm != QkNorm::none;
-    backend.transform_heads_backward(transform, dout, has_norm ? x : Tensor(), positions, dx,
+    backend.transform_heads_backward(transform, dout, has_norm ? x : Tensor(), positions, {dx, {}, {}},
                                      has_norm ? dgain : Tensor());
     return std::vector{dx, dgain};
   };
@@ -98,6 +98,45 @@ TEST_P(PointwiseHeads, BackwardIsNearTheReference) {
   // or so multiplies the errors of dx.
   const float terms = static_cast<float>(GetParam().rows * GetParam().heads);
   expect_near_reference(run, {3e-5f, 2e-5f + 2e-6f * terms});
+}
+
+TEST_P(PointwiseHeads, BackwardCastsItsResult) {
+  const bool has_norm = GetParam().norm != QkNorm::none;
+  for (const std::int64_t untouched : {0, 2}) {
+    if (has_norm && untouched > 0) continue;
+    HeadTransform wide = transform;
+    wide.untouched = untouched;
+    MatrixCase c = matrix;
+    c.cols += untouched * GetParam().head_dim;
+    const Tensor gradient = random_matrix(c, 2);
+    expect_fused_cast(c, c.cols, [&](Backend& backend, const Output& output) {
+      const Tensor dgain = has_norm ? random_vector(GetParam().head_dim, 7) : Tensor();
+      backend.transform_heads_backward(wide, gradient, has_norm ? x : Tensor(), positions, output, dgain);
+      finish(backend);
+    });
+  }
+}
+
+TEST_P(PointwiseHeads, BackwardPassesOnWhatIsUntouched) {
+  if (GetParam().norm != QkNorm::none) return;
+  HeadTransform wide = transform;
+  wide.untouched = 3;
+  MatrixCase c = matrix;
+  c.cols += 3 * GetParam().head_dim;
+  const Tensor gradient = random_matrix(c, 2);
+  const auto run = [&](Backend& backend) {
+    const Tensor dx = empty_matrix(c), alone = empty_matrix(matrix);
+    backend.transform_heads_backward(wide, gradient, {}, positions, {dx, {}, {}}, {});
+    backend.transform_heads_backward(transform, gradient.columns(0, matrix.cols), {}, positions,
+                                     {alone, {}, {}}, {});
+    finish(backend);
+    EXPECT_TRUE(bytes_of(dx.columns(0, matrix.cols)) == bytes_of(alone)) << backend.describe();
+    EXPECT_TRUE(bytes_of(dx.columns(matrix.cols, 3 * GetParam().head_dim)) ==
+                bytes_of(gradient.columns(matrix.cols, 3 * GetParam().head_dim)))
+        << backend.describe();
+    return std::vector{dx};
+  };
+  expect_equals_reference(run);
 }
 
 }  // namespace

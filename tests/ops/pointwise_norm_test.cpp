@@ -68,7 +68,7 @@ TEST_P(PointwiseNorm, RmsNormBackwardIsNearTheReference) {
         [&](Backend& backend) {
           const Tensor dx = random_matrix(GetParam(), 7);
           const Tensor dgain = random_vector(GetParam().cols, 8);
-          backend.rms_norm_backward(dy, x, gain, rstd, accumulate, dx, dgain);
+          backend.rms_norm_backward(dy, x, gain, rstd, accumulate, {dx, {}, {}}, dgain);
           return std::vector{dx, dgain};
         },
         gradient_bound(GetParam()));
@@ -81,7 +81,7 @@ TEST_P(PointwiseNorm, LayerNormBackwardIsNearTheReference) {
         [&](Backend& backend) {
           const Tensor dx = random_matrix(GetParam(), 7);
           const Tensor dgain = random_vector(GetParam().cols, 8), dbias = random_vector(GetParam().cols, 9);
-          backend.layer_norm_backward(dy, x, gain, mean, rstd, accumulate, dx, dgain, dbias);
+          backend.layer_norm_backward(dy, x, gain, mean, rstd, accumulate, {dx, {}, {}}, dgain, dbias);
           return std::vector{dx, dgain, dbias};
         },
         gradient_bound(GetParam()));
@@ -95,6 +95,58 @@ TEST_P(PointwiseNorm, ForwardCastsItsResult) {
   expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
     backend.layer_norm(x, gain, bias, 1e-5f, output, Tensor(), Tensor());
   });
+}
+
+TEST_P(PointwiseNorm, BackwardCastsItsResult) {
+  for (const bool centred : {false, true}) {
+    expect_fused_cast(GetParam(), GetParam().cols, [&](Backend& backend, const Output& output) {
+      const Tensor dgain = random_vector(GetParam().cols, 8), dbias = random_vector(GetParam().cols, 9);
+      centred ? backend.layer_norm_backward(dy, x, gain, mean, rstd, false, output, dgain, dbias)
+              : backend.rms_norm_backward(dy, x, gain, rstd, false, output, dgain);
+      finish(backend);
+    });
+  }
+}
+
+/// What is cast is the sum, and neither it nor the gradients of gain and bias depend on the cast.
+void expect_cast_of_the_sum(const MatrixCase& c, bool centred, bool on_devices_alone) {
+  const Tensor x = random_matrix(c, 1), dy = random_matrix(c, 2), gain = random_vector(c.cols, 3, 1.0f, 0.2f);
+  const Tensor mean = random_vector(c.rows, 5, 0.0f, 0.1f), rstd = random_vector(c.rows, 6, 1.0f, 0.1f);
+  const auto run = [&](Backend& backend, bool casts) {
+    const Output all = full_output(c, c.cols, DType::e5m2, 37.25f, true);
+    reference().copy(random_matrix(c, 7), all.values);
+    const Output dx = casts ? all : Output{all.values, {}, {}};
+    const Tensor dgain = random_vector(c.cols, 8), dbias = random_vector(c.cols, 9);
+    centred ? backend.layer_norm_backward(dy, x, gain, mean, rstd, true, dx, dgain, dbias)
+            : backend.rms_norm_backward(dy, x, gain, rstd, true, dx, dgain);
+    finish(backend);
+    if (!casts) reference().cast(all.values, {{}, all.quantized, all.quantizer});
+    std::vector<Tensor> results = tensors_of(all);
+    results.insert(results.end(), {dgain, dbias});
+    return results;
+  };
+  const auto expect_same = [&](Backend& backend) {
+    const std::vector<Tensor> expected = run(backend, false), found = run(backend, true);
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      EXPECT_EQ(bytes_of(found[i]) == bytes_of(expected[i]), true)
+          << backend.describe() << ", " << (centred ? "layer_norm" : "rms_norm") << ", result " << i;
+  };
+  if (!on_devices_alone) {
+    expect_same(reference());
+    for (const auto& backend : cpu_backends()) expect_same(*backend);
+  }
+  if (!suits_devices({x})) return;
+  for (const auto& backend : device_backends()) expect_same(*backend);
+}
+
+TEST_P(PointwiseNorm, BackwardCastsTheSum) {
+  for (const bool centred : {false, true}) expect_cast_of_the_sum(GetParam(), centred, false);
+}
+
+// So many rows that a block of the CUDA backend has whole stripes of them, the last one short.
+TEST(PointwiseNormSpecial, BackwardCastsStripes) {
+  expect_cast_of_the_sum({99312, 8, DType::bf16, false}, false, true);
+  expect_cast_of_the_sum({67568, 8, DType::bf16, false}, true, true);
 }
 
 /// Where the norm stores the sum that it forms.

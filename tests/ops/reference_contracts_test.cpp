@@ -73,10 +73,33 @@ TEST_P(Contracts, RowOperationsNameTheOperand) {
 TEST_P(Contracts, LayerNormBackwardNeedsItsMean) {
   expect_refused(
       [&] {
-        backend->layer_norm_backward(real(2, 3), real(2, 3), line(3), {}, line(2), false, real(2, 3), line(3),
-                                     line(3));
+        backend->layer_norm_backward(real(2, 3), real(2, 3), line(3), {}, line(2), false,
+                                     {real(2, 3), {}, {}}, line(3), line(3));
       },
       {"layer_norm_backward", "mean"});
+}
+
+TEST_P(Contracts, ANormAddsToValuesThatAreThere) {
+  const Output fp8{{}, {backend->allocate(DType::e5m2, {2, 3}), {}, line(1)}, {DType::e5m2, line(1), {}, {}}};
+  expect_refused(
+      [&] { backend->rms_norm_backward(real(2, 3), real(2, 3), line(3), line(2), true, fp8, line(3)); },
+      {"rms_norm_backward", "dx", "absent"});
+}
+
+TEST_P(Contracts, UntouchedHeadsAreOfBackwardAndOfRotations) {
+  HeadTransform transform;
+  transform.heads = transform.untouched = 1;
+  transform.head_dim = 3;
+  transform.gain = line(3);
+  expect_refused([&] { backend->transform_heads(transform, real(2, 6), {}, real(2, 6)); },
+                 {"transform_heads", "untouched"});
+  transform.norm = QkNorm::pre_rope;
+  expect_refused(
+      [&] {
+        backend->transform_heads_backward(transform, real(2, 6), real(2, 6), {}, {real(2, 6), {}, {}},
+                                          line(3));
+      },
+      {"transform_heads_backward", "untouched"});
 }
 
 TEST_P(Contracts, AbsentTablesAreUsageErrors) {

@@ -90,7 +90,7 @@ TEST_P(PointwiseOperation, GatesFollowTheirFormulasAndGradients) {
       backend->gate(kind, o, g, y);
       expect_close(floats(y.values), in.y(), kBound, "y");
 
-      backend->gate_backward(kind, matrix(dy, kRows, cols), o, g, d_o, dg, {});
+      backend->gate_backward(kind, matrix(dy, kRows, cols), o, g, d_o, {dg, {}, {}}, {});
       const auto loss = [&] { return dot(in.y(), dy); };
       expect_close(floats(d_o), numeric_gradient(in.o, loss), kBound, "do");
       expect_close(floats(dg), numeric_gradient(in.g, loss), kBound, "dg");
@@ -165,7 +165,7 @@ TEST_P(PointwiseOperation, HeadTransformsFollowTheirFormulasAndGradients) {
     expect_close(floats(out), in.out(), kBound, "out");
 
     backend->transform_heads_backward(transform, matrix(dout, kRows, kCols), has_norm ? x : Tensor(),
-                                      positions, dx, dgain);
+                                      positions, {dx, {}, {}}, dgain);
     const auto loss = [&] { return dot(in.out(), dout); };
     expect_close(floats(dx), numeric_gradient(in.x, loss), kBound, "dx");
     if (has_norm) expect_close(floats(dgain), numeric_gradient(in.gain, loss), kBound, "dgain");

@@ -37,20 +37,22 @@ void norm_forward(const Threads& threads, const NormKernels& kernels, const Tens
 
 /// Runs all blocks; every block's dgain and dbias go to its partial sums.
 void norm_backward(const Threads& threads, const NormKernels& kernels, const Tensor& x,
-                   const NormBackward& norm, const PartialSums& dgain, const PartialSums* dbias) {
+                   const NormBackward& norm, const Output& dx, const PartialSums& dgain,
+                   const PartialSums* dbias) {
   const Real real = real_of(x);
+  Production production(dx, dgain.blocks());
   threads.for_each(dgain.blocks(), [&](std::int64_t index) {
     const Piece piece = dgain.rows_of_block(index, x.cols());
     NormBackward mine = norm;
     mine.dy = part(norm.dy, piece, real);
     mine.x = part(norm.x, piece, real);
-    mine.dx = part(norm.dx, piece, real);
     mine.mean = at_row(norm.mean, piece.row);
     mine.rstd = at_row(norm.rstd, piece.row);
     mine.dgain = dgain.of_block(index);
     mine.dbias = dbias == nullptr ? nullptr : dbias->of_block(index);
-    kernels.backward(real, piece.extent, mine);
+    kernels.backward(real, piece.extent, mine, production.at(piece, real));
   });
+  production.finish();
 }
 
 }  // namespace
@@ -69,17 +71,16 @@ void CpuBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsilon,
 }
 
 void CpuBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
-                                   bool accumulate_dx, const Tensor& dx, const Tensor& dgain) {
-  check_norm_backward("rms_norm_backward", dy, x, gain, Tensor(), rstd, dx, dgain, Tensor());
+                                   bool accumulate_dx, const Output& dx, const Tensor& dgain) {
+  check_norm_backward("rms_norm_backward", dy, x, gain, Tensor(), rstd, accumulate_dx, dx, dgain, Tensor());
   const PartialSums dgain_sums(*this, x.rows(), x.cols());
   norm_backward(threads_, *kernels_.norms, x,
                 {.dy = const_rows(dy),
                  .x = const_rows(x),
                  .gain = gain.data<float>(),
                  .rstd = rstd.data<float>(),
-                 .accumulate_dx = accumulate_dx,
-                 .dx = rows_of(dx)},
-                dgain_sums, nullptr);
+                 .accumulate_dx = accumulate_dx},
+                dx, dgain_sums, nullptr);
   dgain_sums.add_to(threads_, *kernels_.reductions, dgain);
 }
 
@@ -100,8 +101,8 @@ void CpuBackend::layer_norm(const NormInput& x, const Tensor& gain, const Tensor
 
 void CpuBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
                                      const Tensor& mean, const Tensor& rstd, bool accumulate_dx,
-                                     const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
-  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, dx, dgain, dbias);
+                                     const Output& dx, const Tensor& dgain, const Tensor& dbias) {
+  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, accumulate_dx, dx, dgain, dbias);
   const PartialSums dgain_sums(*this, x.rows(), x.cols());
   const PartialSums dbias_sums(*this, x.rows(), x.cols());
   norm_backward(threads_, *kernels_.norms, x,
@@ -110,9 +111,8 @@ void CpuBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Te
                  .gain = gain.data<float>(),
                  .mean = mean.data<float>(),
                  .rstd = rstd.data<float>(),
-                 .accumulate_dx = accumulate_dx,
-                 .dx = rows_of(dx)},
-                dgain_sums, &dbias_sums);
+                 .accumulate_dx = accumulate_dx},
+                dx, dgain_sums, &dbias_sums);
   dgain_sums.add_to(threads_, *kernels_.reductions, dgain);
   dbias_sums.add_to(threads_, *kernels_.reductions, dbias);
 }

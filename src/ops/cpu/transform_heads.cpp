@@ -26,7 +26,8 @@ HeadLayout layout_of(const HeadTransform& transform, const Tensor& positions) {
                     .head_dim = transform.head_dim,
                     .norm = norm_of(transform.norm),
                     .epsilon = transform.epsilon,
-                    .gain = data_or_null<float>(transform.gain)};
+                    .gain = data_or_null<float>(transform.gain),
+                    .untouched = transform.untouched};
   if (transform.cosine.defined()) {
     layout.half = transform.cosine.cols();
     layout.cosine = transform.cosine.data<float>();
@@ -59,18 +60,22 @@ void CpuBackend::transform_heads(const HeadTransform& transform, const Tensor& x
 }
 
 void CpuBackend::transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
-                                          const Tensor& positions, const Tensor& dx, const Tensor& dgain) {
+                                          const Tensor& positions, const Output& dx, const Tensor& dgain) {
   check_transform_heads_backward(transform, dout, x, positions, dx, dgain);
   const HeadLayout layout = layout_of(transform, positions);
   const Real real = real_of(dout);
   const PartialSums dgain_sums(*this, dout.rows(), transform.head_dim);
+  Production production(dx, dgain_sums.blocks());
   threads_.for_each(dgain_sums.blocks(), [&](std::int64_t index) {
     const Piece piece = dgain_sums.rows_of_block(index, dout.cols());
     std::vector<float> scratch(kHeadsAtOnce * transform.head_dim);
+    std::vector<float> row(dx.quantized.defined() ? dout.cols() : 0);  // of either type
     kernels_.heads->backward(real, piece.extent.rows, from_row(layout, piece.row),
                              part(const_rows(dout), piece, real), part(const_rows(x), piece, real),
-                             part(rows_of(dx), piece, real), dgain_sums.of_block(index), scratch.data());
+                             production.at(piece, real), dgain_sums.of_block(index), scratch.data(),
+                             row.data());
   });
+  production.finish();
   if (transform.norm != QkNorm::none) dgain_sums.add_to(threads_, *kernels_.reductions, dgain);
 }
 

@@ -85,12 +85,12 @@ Rows part(const Rows& rows, const Piece& piece, Real real) {
   return {static_cast<std::byte*>(rows.data) + offset_bytes(rows.stride, piece, real), rows.stride};
 }
 
-Production::Production(const Output& output, const Pieces& pieces)
+Production::Production(const Output& output, std::int64_t pieces)
     : output_(output), values_(rows_of(output.values)) {
   if (!output.quantized.defined()) return;
   bytes_ = output.quantized.bytes.data<std::uint8_t>();
   scale_ = *output.quantizer.scale.data<float>();
-  counts_.resize(pieces.count());
+  counts_.resize(pieces);
 }
 
 ProducerRows Production::at(const Piece& piece, Real real) {

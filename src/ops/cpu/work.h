@@ -55,7 +55,8 @@ Rows part(const Rows& rows, const Piece& piece, Real real);
 /// An Output while its pieces are produced, possibly by several threads.
 class Production {
  public:
-  Production(const Output& output, const Pieces& pieces);
+  Production(const Output& output, const Pieces& pieces) : Production(output, pieces.count()) {}
+  Production(const Output& output, std::int64_t pieces);
 
   /// Where the kernel stores `piece`.
   ProducerRows at(const Piece& piece, Real real);

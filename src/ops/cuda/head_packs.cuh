@@ -25,6 +25,31 @@ __device__ inline void turn(float& a, float& b, float cosine, float sine, float 
   b = y * cosine + x * s;
 }
 
+/// The gradient of a rotation element by element, for the tile kernel, which casts: pairs are turned back; heads from `heads.heads`
+/// on stay as they are. Both halves of a pair read both, from the caches.
+template <typename T>
+struct TurnedBack {
+  static constexpr int kOperands = 3;  // with the angles
+  Heads heads;
+  Matrix<T> in;
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+    in.load(m, n, result[0]);
+    const int head = static_cast<int>(n) / heads.head_dim, d = static_cast<int>(n) - head * heads.head_dim;
+    if (head >= static_cast<int>(heads.heads) || d >= 2 * heads.pairs) return;
+    const bool second = d >= heads.pairs;
+    const int pair = second ? d - heads.pairs : d;
+    float other[N], c[N], s[N];
+    in.load(m, second ? n - heads.pairs : n + heads.pairs, other);
+    const std::int64_t angles = static_cast<std::int64_t>(heads.positions[m]) * heads.pairs + pair;
+    Matrix<const float>{heads.cosine}.load(0, angles, c);
+    Matrix<const float>{heads.sine}.load(0, angles, s);
+#pragma unroll
+    for (int i = 0; i < N; ++i)  // what `turn` makes of it
+      result[0][i] = result[0][i] * c[i] + other[i] * (second ? -s[i] : s[i]);
+  }
+};
+
 /// The rotation alone: a thread takes a pack of pairs, or a pack that is not rotated. One block per row.
 template <typename T>
 __global__ void rotate_packs(Heads heads, float direction, Matrix<T> in, Matrix<T> out) {

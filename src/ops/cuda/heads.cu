@@ -3,6 +3,7 @@
 #include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/head_packs.cuh"
+#include "ops/cuda/produce.cuh"
 
 namespace quaver::cuda {
 namespace {
@@ -125,12 +126,15 @@ __global__ void transform_backward(Heads heads, std::int64_t share, Matrix<T> do
   for (int d = lane; d < heads.head_dim; d += 32) partials[number * heads.head_dim + d] = dgain[d];
 }
 
+bool turns_packs(const Heads& heads) {
+  return heads.norm == QkNorm::none && heads.pairs % kPack == 0 && heads.head_dim % kPack == 0 &&
+         on_pack(heads.cosine) && on_pack(heads.sine);
+}
+
 /// Launches rotate_packs if there is no norm and everything lies on packs.
 bool launch_rotation(const char* name, const Heads& heads, float direction, const Tensor& in,
                      const Tensor& out, Stream stream) {
-  const bool fits = heads.norm == QkNorm::none && heads.pairs % kPack == 0 && heads.head_dim % kPack == 0 &&
-                    on_pack(heads.cosine) && on_pack(heads.sine) && all_pack({in, out});
-  if (!fits) return false;
+  if (!turns_packs(heads) || !all_pack({in, out})) return false;
   constexpr std::int64_t kMostThreads = 256;
   const std::int64_t packs_of_row = heads.heads * (heads.head_dim - heads.pairs) / kPack;
   with_real(in.dtype(), [&]<typename T>(T) {
@@ -161,6 +165,38 @@ std::int64_t share_of(std::int64_t pairs) {
   return even < 1 ? 1 : even;
 }
 
+constexpr const char* kBackward = "transform_heads_backward";
+
+void backward(const Heads& heads, const Tensor& dout, const Tensor& x, const Tensor& dx, const Tensor& dgain,
+              Backend& backend, Stream stream) {
+  if (launch_rotation(kBackward, heads, -1, dout, dx, stream)) return;
+  const std::int64_t pairs = heads.rows * heads.heads;
+  if (pairs == 0) return;
+  const std::size_t head_bytes = heads.head_dim * sizeof(float);
+  const auto add_partials = [&](const Tensor& partials) {
+    add_partial_sums<1>(kBackward, partials, partials.rows(), heads.head_dim, {dgain.data<float>()}, stream);
+  };
+  with_real(dout.dtype(), [&]<typename T>(T) {
+    if (fits_packs(heads, {dout, x, dx})) {
+      const std::int64_t lanes = lanes_of(heads), at_once = kHeadThreads / lanes;
+      const std::int64_t blocks = std::min(kMostBlocks, blocks_for(pairs, 2 * at_once));
+      const Tensor partials = backend.allocate(DType::f32, {blocks, heads.head_dim});
+      launch(kBackward, transform_packs_backward<T>, {blocks, kHeadThreads, kHeadThreads / 32 * head_bytes},
+             stream, heads, lanes, matrix_of<T>(dout), matrix_of<T>(x), matrix_of<T>(dx),
+             partials.data<float>());
+      return add_partials(partials);
+    }
+    const std::int64_t share = share_of(pairs), blocks = blocks_for(pairs, share * kWarps);
+    const bool has_norm = heads.norm != QkNorm::none;
+    const Tensor partials =
+        has_norm ? backend.allocate(DType::f32, {blocks * kWarps, heads.head_dim}) : Tensor();
+    launch(kBackward, transform_backward<T>, {blocks, 32 * kWarps, 3 * kWarps * head_bytes}, stream, heads,
+           share, matrix_of<T>(dout), matrix_of<T>(has_norm ? x : Tensor()), matrix_of<T>(dx),
+           has_norm ? partials.data<float>() : nullptr);
+    if (has_norm) add_partials(partials);
+  });
+}
+
 }  // namespace
 
 void DeviceBackend::transform_heads(const HeadTransform& transform_, const Tensor& x, const Tensor& positions,
@@ -183,36 +219,19 @@ void DeviceBackend::transform_heads(const HeadTransform& transform_, const Tenso
 }
 
 void DeviceBackend::transform_heads_backward(const HeadTransform& transform_, const Tensor& dout,
-                                             const Tensor& x, const Tensor& positions, const Tensor& dx,
+                                             const Tensor& x, const Tensor& positions, const Output& dx,
                                              const Tensor& dgain) {
   check_transform_heads_backward(transform_, dout, x, positions, dx, dgain);
   const Heads heads = heads_of(transform_, positions, dout.rows());
-  if (launch_rotation("transform_heads_backward", heads, -1, dout, dx, stream())) return;
-  const char* const name = "transform_heads_backward";
-  const std::int64_t pairs = heads.rows * heads.heads;
-  if (pairs == 0) return;
-  const std::size_t head_bytes = heads.head_dim * sizeof(float);
-  const auto add_partials = [&](const Tensor& partials) {
-    add_partial_sums<1>(name, partials, partials.rows(), heads.head_dim, {dgain.data<float>()}, stream());
-  };
-  with_real(dout.dtype(), [&]<typename T>(T) {
-    if (fits_packs(heads, {dout, x, dx})) {
-      const std::int64_t lanes = lanes_of(heads), at_once = kHeadThreads / lanes;
-      const std::int64_t blocks = std::min(kMostBlocks, blocks_for(pairs, 2 * at_once));
-      const Tensor partials = allocate(DType::f32, {blocks, heads.head_dim});
-      launch(name, transform_packs_backward<T>, {blocks, kHeadThreads, kHeadThreads / 32 * head_bytes},
-             stream(), heads, lanes, matrix_of<T>(dout), matrix_of<T>(x), matrix_of<T>(dx),
-             partials.data<float>());
-      return add_partials(partials);
-    }
-    const std::int64_t share = share_of(pairs), blocks = blocks_for(pairs, share * kWarps);
-    const bool has_norm = heads.norm != QkNorm::none;
-    const Tensor partials = has_norm ? allocate(DType::f32, {blocks * kWarps, heads.head_dim}) : Tensor();
-    launch(name, transform_backward<T>, {blocks, 32 * kWarps, 3 * kWarps * head_bytes}, stream(), heads,
-           share, matrix_of<T>(dout), matrix_of<T>(has_norm ? x : Tensor()), matrix_of<T>(dx),
-           has_norm ? partials.data<float>() : nullptr);
-    if (has_norm) add_partials(partials);
-  });
+  if (heads.norm == QkNorm::none && (dx.quantized.defined() || transform_.untouched > 0)) {
+    return with_real(dout.dtype(), [&]<typename T>(T) {
+      produce<T, 1>(kBackward, TurnedBack<T>{heads, matrix_of<T>(dout)}, {dx}, dout.rows(), dout.cols(),
+                    turns_packs(heads) && packs(dout), stream());
+    });
+  }
+  const Tensor values = dx.values ? dx.values : allocate(dout.dtype(), dout.shape());
+  backward(heads, dout, x, values, dgain, *this, stream());
+  if (dx.quantized.defined()) cast(values, {{}, dx.quantized, dx.quantizer});
 }
 
 }  // namespace quaver::cuda

@@ -142,14 +142,21 @@ struct RowCast {
     for (int w = 0; w < kPack / 4; ++w) words[w][r] = bytes.at[w];
     *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, n)) = bytes;
   }
-  /// Calls store(column of the pack, its bytes of kNormRows rows).
-  template <typename Store>
-  __device__ void transpose(const Store& store) {
+  /// Writes the pack's transposed bytes of kNormRows rows: as word w of a stripe, or where they belong.
+  __device__ void transpose(const Sink<T>& sink, const TransposedStripe& stripe, bool in_stripe, int w,
+                            std::int64_t row, std::int64_t n) {
 #pragma unroll
     for (int half = 0; half < kPack / 4; ++half) {
       transpose_words(words[half]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) store(4 * half + i, words[half][i]);
+      for (int i = 0; i < 4; ++i) {
+        const int column = 4 * half + i;
+        if (in_stripe) {
+          stripe.word(w, column, static_cast<int>(threadIdx.x)) = words[half][i];
+        } else {
+          *reinterpret_cast<unsigned*>(sink.transposed.address(n + column, row)) = words[half][i];
+        }
+      }
     }
   }
 };
@@ -249,16 +256,8 @@ __global__ void __launch_bounds__(kNormThreads, 2)
       if constexpr (kCasts) output.cast(y, row, r, n, values);
     }
     if constexpr (kCasts) {
-      const int thread = static_cast<int>(threadIdx.x), w = static_cast<int>(row - begin) / kNormRows;
-      if (inside && y.transposed.data) {
-        output.transpose([&](int i, unsigned bytes) {
-          if (in_stripe) {
-            stripe.word(w, i, thread) = bytes;
-          } else {
-            *reinterpret_cast<unsigned*>(y.transposed.address(n + i, row)) = bytes;
-          }
-        });
-      }
+      const int w = static_cast<int>(row - begin) / kNormRows;
+      if (inside && y.transposed.data) output.transpose(y, stripe, in_stripe, w, row, n);
     }
   }
   if constexpr (kCasts) {
@@ -269,14 +268,26 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   }
 }
 
+/// Blocks of norm_rows_backward that a multiprocessor must hold; 0: as many as its registers let it. RMSNorm's cast of BF16 takes 101
+/// if it is let, and 80 at the price of 44 bytes that go through memory.
+template <bool kCentred, bool kCasts, typename T>
+constexpr int kBackwardBlocks = kCasts && !kCentred && sizeof(T) == 2 ? 2 : 0;
+
 /// Every block leaves the sums over its `block_rows` rows, a multiple of kNormRows, of dy xhat and, if kCentred, of dy in
-/// its rows of partials.
-template <bool kCentred, typename T>
-__global__ void __launch_bounds__(kNormThreads)
+/// its rows of partials. If kCasts, transposed bytes go by stripes where block_rows is whole ones, else from registers.
+template <bool kCentred, bool kCasts, typename T>
+__global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, kCasts, T>)
     norm_rows_backward(NormGradient<T> in, std::int64_t rows, std::int64_t cols, std::int64_t block_rows,
-                       int accumulate, Matrix<T> dx, float* partials) {
+                       int accumulate, Sink<T> dx, float* partials) {
   constexpr int kSums = kCentred ? 2 : 1;
   __shared__ BlockSums<kSums * kNormRows> sums;
+  TransposedStripe stripe{};
+  RowCast<T> output{};
+  const bool in_stripes = block_rows % kStripeRows == 0;
+  if constexpr (kCasts) {
+    stripe = {static_cast<unsigned*>(dynamic_shared_memory()), static_cast<int>(blockDim.x)};
+    output.scale = *dx.scale;
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * kPack;
   const std::int64_t begin = blockIdx.x * block_rows, end = min(rows, begin + block_rows);
@@ -332,14 +343,28 @@ __global__ void __launch_bounds__(kNormThreads)
       const float factor = __shfl_sync(kAllLanes, rstds, r), product = __shfl_sync(kAllLanes, averages, r);
       const float gradient = kCentred ? __shfl_sync(kAllLanes, averages, kNormRows + r) : 0.0f;
       if (!inside || row + r >= rows) continue;
-      if (accumulate) dx.load(row + r, n, old);
+      if (accumulate) dx.values.load(row + r, n, old);
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
         const float value = factor * (d[i] * gain[i] - product * xhat[i] - gradient);
         d[i] = accumulate ? old[i] + value : value;
       }
-      dx.store(row + r, n, d);
+      if (!kCasts || dx.values.data) dx.values.store(row + r, n, d);
+      if constexpr (kCasts) output.cast(dx, row, r, n, d);
     }
+    if constexpr (kCasts) {
+      if (!dx.transposed.data) continue;
+      const int w = static_cast<int>(row - begin) % kStripeRows / kNormRows;
+      if (inside) output.transpose(dx, stripe, in_stripes, w, row, n);
+      // The sums of the next rows are one more barrier between these reads and what is written next.
+      if (!in_stripes || (w + 1 < kStripeRows / kNormRows && row + kNormRows < end)) continue;
+      __syncthreads();
+      stripe.write(dx.transposed, row - w * kNormRows, rows, cols);
+    }
+  }
+  if constexpr (kCasts) {
+    record(dx, output.trace);
+    if (blockIdx.x == 0 && threadIdx.x == 0) record_once(dx, rows * cols);
   }
   if (!inside) return;
 #pragma unroll

@@ -195,19 +195,25 @@ void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backe
 
 struct BackwardArguments {
   const char* name;
-  const Tensor &dy, &x, &gain, &mean, &rstd, &dx, &dgain, &dbias;
+  const Tensor &dy, &x, &gain, &mean, &rstd;
+  const Output& dx;
+  const Tensor &dgain, &dbias;
 };
 
 template <bool kCentred, typename T>
-void backward_of_rows(const BackwardArguments& norm, const NormGradient<T>& in, bool accumulate_dx,
-                      Backend& backend, Stream stream) {
+void backward_of_rows(const BackwardArguments& norm, const NormGradient<T>& in, const Output& dx,
+                      bool accumulate_dx, Backend& backend, Stream stream) {
   constexpr int kSums = kCentred ? 2 : 1;
   const std::int64_t rows = norm.x.rows(), cols = norm.x.cols(), threads = threads_of_row(cols);
   const std::int64_t block_rows = backward_rows(rows, threads, kCentred),
                      blocks = blocks_for(rows, block_rows);
   const Tensor partials = backend.allocate(DType::f32, {kSums * blocks, cols});
-  launch(norm.name, norm_rows_backward<kCentred, T>, {blocks, threads}, stream, in, rows, cols, block_rows,
-         static_cast<int>(accumulate_dx), matrix_of<T>(norm.dx), partials.data<float>());
+  const bool casts = dx.quantized.defined();
+  const auto kernel = casts ? norm_rows_backward<kCentred, true, T> : norm_rows_backward<kCentred, false, T>;
+  const auto shared =
+      static_cast<std::size_t>(casts && block_rows % kStripeRows == 0 ? TransposedStripe::size(threads) : 0);
+  launch(norm.name, kernel, {blocks, threads, shared}, stream, in, rows, cols, block_rows,
+         static_cast<int>(accumulate_dx), sink_of<T>(dx), partials.data<float>());
   std::array<float*, kSums> sums{norm.dgain.data<float>()};
   if constexpr (kCentred) sums[1] = norm.dbias.data<float>();
   add_partial_sums<kSums>(norm.name, partials, blocks, cols, sums, stream);
@@ -215,20 +221,27 @@ void backward_of_rows(const BackwardArguments& norm, const NormGradient<T>& in, 
 
 void backward(const BackwardArguments& norm, bool accumulate_dx, Backend& backend, Stream stream) {
   const std::int64_t rows = norm.x.rows(), cols = norm.x.cols();
-  const bool pack = all_pack({norm.dy, norm.x, norm.dx});
-  const bool fits = pack && rows > 0 && threads_of_row(cols) > 0 && on_pack(norm.gain.raw());
+  const bool fits = all_pack({norm.dy, norm.x, norm.dx.values}) && rows > 0 && threads_of_row(cols) > 0 &&
+                    on_pack(norm.gain.raw());
+  const bool casts = fits && norm.dx.quantized.defined() && stripes_fit(norm.dx, rows);
+  // What rows in registers do not cast is cast from here.
+  Output dx = norm.dx;
+  if (!casts) dx = {norm.dx.values ? norm.dx.values : backend.allocate(norm.x.dtype(), {rows, cols}), {}, {}};
+  const bool pack = all_pack({norm.dy, norm.x, dx.values});
   with_real(norm.x.dtype(), [&]<typename T>(T) {
     const NormGradient<T> in{matrix_of<T>(norm.dy), matrix_of<T>(norm.x), norm.gain.data<float>(),
                              floats_of(norm.mean), norm.rstd.data<float>()};
-    if (fits && norm.mean) return backward_of_rows<true>(norm, in, accumulate_dx, backend, stream);
-    if (fits) return backward_of_rows<false>(norm, in, accumulate_dx, backend, stream);
+    if (fits && norm.mean) return backward_of_rows<true>(norm, in, dx, accumulate_dx, backend, stream);
+    if (fits) return backward_of_rows<false>(norm, in, dx, accumulate_dx, backend, stream);
     // RMSNorm has no bias; its sums of dy go nowhere.
     const Tensor dbias = norm.dbias ? norm.dbias : backend.allocate(DType::f32, {cols});
     const auto kernel = pack ? norm_backward<kPack, T> : norm_backward<1, T>;
-    launch(norm.name, kernel, {rows, kThreads}, stream, in, cols, accumulate_dx, matrix_of<T>(norm.dx));
+    launch(norm.name, kernel, {rows, kThreads}, stream, in, cols, accumulate_dx, matrix_of<T>(dx.values));
     add_column_sums<2>(norm.name, in, rows, cols, {norm.dgain.data<float>(), dbias.data<float>()}, backend,
                        stream);
   });
+  if (!casts && norm.dx.quantized.defined())
+    backend.cast(dx.values, {{}, norm.dx.quantized, norm.dx.quantizer});
 }
 
 }  // namespace
@@ -240,9 +253,9 @@ void DeviceBackend::rms_norm(const NormInput& x, const Tensor& gain, float epsil
 }
 
 void DeviceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
-                                      const Tensor& rstd, bool accumulate_dx, const Tensor& dx,
+                                      const Tensor& rstd, bool accumulate_dx, const Output& dx,
                                       const Tensor& dgain) {
-  check_norm_backward("rms_norm_backward", dy, x, gain, {}, rstd, dx, dgain, {});
+  check_norm_backward("rms_norm_backward", dy, x, gain, {}, rstd, accumulate_dx, dx, dgain, {});
   backward({"rms_norm_backward", dy, x, gain, {}, rstd, dx, dgain, {}}, accumulate_dx, *this, stream());
 }
 
@@ -254,8 +267,8 @@ void DeviceBackend::layer_norm(const NormInput& x, const Tensor& gain, const Ten
 
 void DeviceBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
                                         const Tensor& mean, const Tensor& rstd, bool accumulate_dx,
-                                        const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
-  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, dx, dgain, dbias);
+                                        const Output& dx, const Tensor& dgain, const Tensor& dbias) {
+  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, accumulate_dx, dx, dgain, dbias);
   backward({"layer_norm_backward", dy, x, gain, mean, rstd, dx, dgain, dbias}, accumulate_dx, *this,
            stream());
 }

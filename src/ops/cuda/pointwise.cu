@@ -101,10 +101,10 @@ struct HeadGate {
 
 constexpr int kGateThreads = 256;
 
-/// `lanes` lanes, a power of two, take a head of a row in packs of N.
+/// `lanes` lanes, a power of two, take a head of a row in packs of N. The few gradients of gates are stored, and cast, one by one.
 template <int N, typename T>
 __global__ void __launch_bounds__(kGateThreads)
-    head_gate_backward(Curve curve, Matrix<T> dy, Matrix<T> o, Matrix<T> g, Matrix<T> d_o, Matrix<T> dg,
+    head_gate_backward(Curve curve, Matrix<T> dy, Matrix<T> o, Matrix<T> g, Matrix<T> d_o, Sink<T> dg,
                        std::int64_t rows, std::int64_t heads, std::int64_t width, std::int64_t lanes) {
   const int groups = kGateThreads / static_cast<int>(lanes), thread = static_cast<int>(threadIdx.x);
   const int lane = thread % static_cast<int>(lanes);
@@ -126,7 +126,19 @@ __global__ void __launch_bounds__(kGateThreads)
     d_o.store(m, head * width + n, d);
   }
   sum = group_reduce(sum, static_cast<int>(lanes), Add{});
-  if (inside && lane == 0) *dg.address(m, head) = round_as<T>(sum);
+  CastTrace trace;
+  if (inside && lane == 0) {
+    const T rounded_sum = round_as<T>(sum);
+    if (dg.values.data) *dg.values.address(m, head) = rounded_sum;
+    if (dg.quantizes()) {
+      const std::uint8_t byte = trace.cast(dg.format, *dg.scale, as_float(rounded_sum));
+      if (dg.bytes.data) *dg.bytes.address(m, head) = byte;
+      if (dg.transposed.data) *dg.transposed.address(head, m) = byte;
+    }
+  }
+  if (!dg.quantizes()) return;
+  record(dg, trace);
+  if (blockIdx.x == 0 && threadIdx.x == 0) record_once(dg, rows * heads);
 }
 
 void gated(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y, Stream stream) {
@@ -201,22 +213,23 @@ void DeviceBackend::gate(GateActivation kind, const Tensor& o, const Tensor& g, 
 }
 
 void DeviceBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                                  const Tensor& d_o, const Tensor& dg, const Output& y) {
+                                  const Tensor& d_o, const Output& dg, const Output& y) {
   check_gate_backward(dy, o, g, d_o, dg, y, needs_transposed_fp8());
   with_real(o.dtype(), [&]<typename T>(T) {
     if (o.cols() == g.cols()) {
       return produce_with<T, 2>(
           "gate_backward",
           GatedBackward<T>{curve_of(kind), matrix_of<T>(dy), matrix_of<T>(g), matrix_of<T>(o)},
-          {Output{dg, {}, {}}, Output{d_o, {}, {}}}, y, o, all_pack({dy, o, g}), stream());
+          {dg, Output{d_o, {}, {}}}, y, o, all_pack({dy, o, g}), stream());
     }
     if (is_wanted(y)) gated(kind, o, g, y, stream());
+    if (g.rows() == 0 && dg.quantized.defined()) return cast(g, dg);  // of nothing, but with a scale
     const std::int64_t heads = g.cols(), width = o.cols() / heads;
     const bool pack = width % kPack == 0 && all_pack({dy, o, d_o});
     const int lanes = lanes_for(pack ? width / kPack : width);
     launch("gate_backward", pack ? head_gate_backward<kPack, T> : head_gate_backward<1, T>,
            {blocks_for(g.rows() * heads, kGateThreads / lanes), kGateThreads}, stream(), curve_of(kind),
-           matrix_of<T>(dy), matrix_of<T>(o), matrix_of<T>(g), matrix_of<T>(d_o), matrix_of<T>(dg), g.rows(),
+           matrix_of<T>(dy), matrix_of<T>(o), matrix_of<T>(g), matrix_of<T>(d_o), sink_of<T>(dg), g.rows(),
            heads, width, lanes);
   });
 }

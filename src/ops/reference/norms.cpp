@@ -48,9 +48,10 @@ void forward(const NormArguments& norm, float epsilon, const Output& y) {
   }
 }
 
-void backward(const NormArguments& norm, const Tensor& dy_tensor, bool accumulate_dx, const Tensor& dx_tensor,
+void backward(const NormArguments& norm, const Tensor& dy_tensor, bool accumulate_dx, const Output& dx,
               const Tensor& dgain, const Tensor& dbias) {
-  const RealMatrix x(norm.x), dy(dy_tensor), dx(dx_tensor);
+  const RealMatrix x(norm.x), dy(dy_tensor), old(dx.values);
+  reference::Producer out(dx, norm.x.dtype());
   const std::int64_t width = norm.x.cols();
   const float* gain = norm.gain.data<float>();
   for (std::int64_t m = 0; m < norm.x.rows(); ++m) {
@@ -63,7 +64,7 @@ void backward(const NormArguments& norm, const Tensor& dy_tensor, bool accumulat
       const float value = rstd * (dxhat(n) - mean_product * xhat(n) - mean_gradient);
       dgain.data<float>()[n] += dy(m, n) * xhat(n);
       if (dbias) dbias.data<float>()[n] += dy(m, n);
-      dx.set(m, n, accumulate_dx ? dx(m, n) + value : value);
+      out.store(m, n, accumulate_dx ? old(m, n) + value : value);
     }
   }
 }
@@ -78,9 +79,9 @@ void ReferenceBackend::rms_norm(const NormInput& x, const Tensor& gain, float ep
 }
 
 void ReferenceBackend::rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
-                                         const Tensor& rstd, bool accumulate_dx, const Tensor& dx,
+                                         const Tensor& rstd, bool accumulate_dx, const Output& dx,
                                          const Tensor& dgain) {
-  check_norm_backward("rms_norm_backward", dy, x, gain, {}, rstd, dx, dgain, {});
+  check_norm_backward("rms_norm_backward", dy, x, gain, {}, rstd, accumulate_dx, dx, dgain, {});
   backward({x, gain, {}, {}, rstd, false}, dy, accumulate_dx, dx, dgain, {});
 }
 
@@ -93,8 +94,8 @@ void ReferenceBackend::layer_norm(const NormInput& x, const Tensor& gain, const 
 
 void ReferenceBackend::layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain,
                                            const Tensor& mean, const Tensor& rstd, bool accumulate_dx,
-                                           const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
-  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, dx, dgain, dbias);
+                                           const Output& dx, const Tensor& dgain, const Tensor& dbias) {
+  check_norm_backward("layer_norm_backward", dy, x, gain, mean, rstd, accumulate_dx, dx, dgain, dbias);
   backward({x, gain, {}, mean, rstd, true}, dy, accumulate_dx, dx, dgain, dbias);
 }
 

@@ -93,10 +93,10 @@ void ReferenceBackend::gate(GateActivation kind, const Tensor& o, const Tensor& 
 }
 
 void ReferenceBackend::gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                                     const Tensor& d_o, const Tensor& dg, const Output& y) {
+                                     const Tensor& d_o, const Output& dg, const Output& y) {
   check_gate_backward(dy, o, g, d_o, dg, y, false);
-  const RealMatrix d(dy), o_of(o), g_of(g), d_o_of(d_o), dg_of(dg);
-  reference::Producer y_out(y, o.dtype());
+  const RealMatrix d(dy), o_of(o), g_of(g), d_o_of(d_o);
+  reference::Producer y_out(y, o.dtype()), dg_out(dg, o.dtype());
   const std::int64_t width = o.cols() / g.cols();
   for_elements(g, [&](auto m, auto gate) {
     const Curve act = gate_curve(kind, g_of(m, gate));
@@ -106,7 +106,7 @@ void ReferenceBackend::gate_backward(GateActivation kind, const Tensor& dy, cons
       y_out.store(m, n, o_of(m, n) * act.value);
       sum += d(m, n) * o_of(m, n) * act.slope;
     }
-    dg_of.set(m, gate, sum);
+    dg_out.store(m, gate, sum);
   });
 }
 

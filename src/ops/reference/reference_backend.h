@@ -33,11 +33,11 @@ class ReferenceBackend : public HostBackend {
   void rms_norm(const NormInput& x, const Tensor& gain, float epsilon, const Output& y,
                 const Tensor& rstd) override;
   void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& rstd,
-                         bool accumulate_dx, const Tensor& dx, const Tensor& dgain) override;
+                         bool accumulate_dx, const Output& dx, const Tensor& dgain) override;
   void layer_norm(const NormInput& x, const Tensor& gain, const Tensor& bias, float epsilon, const Output& y,
                   const Tensor& mean, const Tensor& rstd) override;
   void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
-                           const Tensor& rstd, bool accumulate_dx, const Tensor& dx, const Tensor& dgain,
+                           const Tensor& rstd, bool accumulate_dx, const Output& dx, const Tensor& dgain,
                            const Tensor& dbias) override;
   void add(const Tensor& a, const Tensor& b, const Tensor& out) override;
   void activation(Activation kind, const Tensor& gate, const Tensor& up, const Output& h) override;
@@ -45,11 +45,11 @@ class ReferenceBackend : public HostBackend {
                            const Output& dgate, const Output& dup, const Output& h) override;
   void gate(GateActivation kind, const Tensor& o, const Tensor& g, const Output& y) override;
   void gate_backward(GateActivation kind, const Tensor& dy, const Tensor& o, const Tensor& g,
-                     const Tensor& d_o, const Tensor& dg, const Output& y) override;
+                     const Tensor& d_o, const Output& dg, const Output& y) override;
   void transform_heads(const HeadTransform& transform, const Tensor& x, const Tensor& positions,
                        const Tensor& out) override;
   void transform_heads_backward(const HeadTransform& transform, const Tensor& dout, const Tensor& x,
-                                const Tensor& positions, const Tensor& dx, const Tensor& dgain) override;
+                                const Tensor& positions, const Output& dx, const Tensor& dgain) override;
   void attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                  const Tensor& first_key, const Tensor& out, const Tensor& lse) override;
   void attention_backward(const AttentionShape& shape, const Tensor& dout, const Tensor& q, const Tensor& k,

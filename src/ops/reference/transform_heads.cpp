@@ -58,9 +58,9 @@ Head load(const HeadTransform& t, const Tensor& matrix, std::int64_t m, std::int
   return x;
 }
 
-void store(const HeadTransform& t, const Tensor& matrix, std::int64_t m, std::int64_t head, const Head& x) {
-  const reference::RealMatrix real(matrix);
-  for (std::int64_t d = 0; d < t.head_dim; ++d) real.set(m, head * t.head_dim + d, x[d]);
+void store(reference::Producer& out, std::int64_t m, std::int64_t head, const Head& x) {
+  const auto size = static_cast<std::int64_t>(x.size());
+  for (std::int64_t d = 0; d < size; ++d) out.store(m, head * size + d, x[d]);
 }
 
 std::int64_t position_of(const Tensor& positions, std::int64_t m) {
@@ -72,6 +72,8 @@ std::int64_t position_of(const Tensor& positions, std::int64_t m) {
 void ReferenceBackend::transform_heads(const HeadTransform& transform, const Tensor& x,
                                        const Tensor& positions, const Tensor& out) {
   check_transform_heads(transform, x, positions, out);
+  const Output output{out, {}, {}};
+  reference::Producer to(output, x.dtype());
   for (std::int64_t m = 0; m < x.rows(); ++m) {
     const std::int64_t position = position_of(positions, m);
     for (std::int64_t head = 0; head < transform.heads; ++head) {
@@ -79,15 +81,16 @@ void ReferenceBackend::transform_heads(const HeadTransform& transform, const Ten
       if (transform.norm == QkNorm::pre_rope) h = normed(transform, h);
       h = rotated(transform, h, position, 1);
       if (transform.norm == QkNorm::post_rope) h = normed(transform, h);
-      store(transform, out, m, head, h);
+      store(to, m, head, h);
     }
   }
 }
 
 void ReferenceBackend::transform_heads_backward(const HeadTransform& transform, const Tensor& dout,
-                                                const Tensor& x, const Tensor& positions, const Tensor& dx,
+                                                const Tensor& x, const Tensor& positions, const Output& dx,
                                                 const Tensor& dgain) {
   check_transform_heads_backward(transform, dout, x, positions, dx, dgain);
+  reference::Producer to(dx, dout.dtype());
   for (std::int64_t m = 0; m < dout.rows(); ++m) {
     const std::int64_t position = position_of(positions, m);
     for (std::int64_t head = 0; head < transform.heads; ++head) {
@@ -99,8 +102,10 @@ void ReferenceBackend::transform_heads_backward(const HeadTransform& transform, 
       d = rotated(transform, d, position, -1);
       if (transform.norm == QkNorm::pre_rope)
         d = normed_backward(transform, d, load(transform, x, m, head), dgain);
-      store(transform, dx, m, head, d);
+      store(to, m, head, d);
     }
+    for (std::int64_t head = 0; head < transform.untouched; ++head)
+      store(to, m, transform.heads + head, load(transform, dout, m, transform.heads + head));
   }
 }
 

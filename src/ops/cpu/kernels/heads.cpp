@@ -214,23 +214,37 @@ template <typename T>
 
 template <typename T>
 [[gnu::flatten]] void backward_rows(std::int64_t rows, const HeadLayout& layout, ConstRows dout, ConstRows x,
-                                    Rows dx, float* dgain, float* scratch, const T* type) {
+                                    const ProducerRows& dx, float* dgain, float* scratch, T* row_buffer) {
+  const T* const type = nullptr;
+  const std::int64_t transformed = layout.heads * layout.head_dim,
+                     untouched = layout.untouched * layout.head_dim;
+  Producer<T> producer(dx);
   const bool has_norm = layout.norm != HeadNorm::none;
   for (std::int64_t i = 0; has_norm && i < layout.head_dim; ++i) dgain[i] = 0.0f;
   for (std::int64_t row = 0; row < rows; ++row) {
+    const T* from = row_of(dout, row, type);
+    T* to = dx.bytes == nullptr ? row_of(Rows{dx.values, dx.values_stride}, row, type) : row_buffer;
     for_heads(
         layout, [&](std::int64_t first, std::int64_t heads) __attribute__((always_inline)) {
           const std::int64_t begin = first * layout.head_dim;
           const T* input = has_norm ? row_of(x, row, type) + begin : nullptr;
-          backward_heads(layout, row, heads, row_of(dout, row, type) + begin, input,
-                         row_of(dx, row, type) + begin, dgain, scratch);
+          backward_heads(layout, row, heads, from + begin, input, to + begin, dgain, scratch);
+        });
+    copy_head(from + transformed, to + transformed, untouched);
+    if (dx.bytes == nullptr) continue;
+    producer.store_row(
+        row, 0, transformed + untouched, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          return load(row_buffer + col, lanes);
         });
   }
+  producer.finish();
 }
 
-void backward(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows dout, ConstRows x, Rows dx,
-              float* dgain, float* scratch) {
-  with_type(real, [&](auto* type) { backward_rows(rows, layout, dout, x, dx, dgain, scratch, type); });
+void backward(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows dout, ConstRows x,
+              const ProducerRows& dx, float* dgain, float* scratch, void* row) {
+  with_type(real, [&]<typename T>(T*) {
+    backward_rows(rows, layout, dout, x, dx, dgain, scratch, static_cast<T*>(row));
+  });
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ struct HeadLayout {
   std::int64_t half = 0;                           ///< pairs that are turned; 0: no rotation
   const float *cosine = nullptr, *sine = nullptr;  ///< [positions, half]
   const std::int32_t* positions = nullptr;         ///< [rows] of the tables, with a rotation
+  std::int64_t untouched = 0;                      ///< heads behind those, in backward
 };
 
 /// Heads of a row that the kernels hold at once.
@@ -24,9 +25,10 @@ struct HeadKernels {
   /// `scratch`: kHeadsAtOnce * head_dim floats.
   void (*forward)(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows x, Rows out,
                   float* scratch);
-  /// dgain [head_dim] is overwritten with these rows' sum (with a norm; else it and x may be null).
+  /// dgain [head_dim] is overwritten with these rows' sum (with a norm; else it and x may be null). `row`: a row of dx, where dx has
+  /// bytes.
   void (*backward)(Real real, std::int64_t rows, const HeadLayout& layout, ConstRows dout, ConstRows x,
-                   Rows dx, float* dgain, float* scratch);
+                   const ProducerRows& dx, float* dgain, float* scratch, void* row);
 };
 
 }  // namespace quaver::cpu

@@ -59,36 +59,39 @@ void forward(Real real, Extent extent, const NormForward& norm, const ProducerRo
 }
 
 template <bool kLayerNorm, typename T>
-[[gnu::flatten]] void backward_rows(Extent extent, const NormBackward& norm, const T* type) {
+[[gnu::flatten]] void backward_rows(Extent extent, const NormBackward& norm, const ProducerRows& dx,
+                                    const T* type) {
+  Producer<T> producer(dx);
   for (std::int64_t col = 0; col < extent.cols; ++col) norm.dgain[col] = 0.0f;
   for (std::int64_t col = 0; kLayerNorm && col < extent.cols; ++col) norm.dbias[col] = 0.0f;
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* dy = row_of(norm.dy, row, type);
     const T* x = row_of(norm.x, row, type);
-    T* dx = row_of(norm.dx, row, type);
+    const T* old = row_of(ConstRows{dx.values, dx.values_stride}, row, type);
     const float mean = kLayerNorm ? norm.mean[row] : 0.0f;
     const float rstd = norm.rstd[row];
     const GradientMeans means = gradient_means(dy, x, norm.gain, mean, rstd, extent.cols);
-    for_vectors(
-        extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
-          const f32x16 d = load(dy + col, lanes);
-          const f32x16 xhat = (load(x + col, lanes) - mean) * rstd;
+    producer.store_row(
+        row, 0, extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          const auto d = load(dy + col, lanes);
+          const auto xhat = (load(x + col, lanes) - mean) * rstd;
           store(load(norm.dgain + col, lanes) + d * xhat, norm.dgain + col, lanes);
-          f32x16 inner = d * load(norm.gain + col, lanes) - means.normalised * xhat;
+          auto inner = d * load(norm.gain + col, lanes) - means.normalised * xhat;
           if constexpr (kLayerNorm) {
             store(load(norm.dbias + col, lanes) + d, norm.dbias + col, lanes);
             inner = inner - means.plain;
           }
-          f32x16 result = rstd * inner;
-          if (norm.accumulate_dx) result = load(dx + col, lanes) + result;
-          store(result, dx + col, lanes);
+          const auto result = rstd * inner;
+          return norm.accumulate_dx ? load(old + col, lanes) + result : result;
         });
   }
+  producer.finish();
 }
 
-void backward(Real real, Extent extent, const NormBackward& norm) {
+void backward(Real real, Extent extent, const NormBackward& norm, const ProducerRows& dx) {
   with_type(real, [&](auto* type) {
-    norm.mean != nullptr ? backward_rows<true>(extent, norm, type) : backward_rows<false>(extent, norm, type);
+    norm.mean != nullptr ? backward_rows<true>(extent, norm, dx, type)
+                         : backward_rows<false>(extent, norm, dx, type);
   });
 }
 

@@ -18,15 +18,14 @@ struct NormForward {
 struct NormBackward {
   ConstRows dy, x;
   const float *gain = nullptr, *mean = nullptr, *rstd = nullptr;  ///< mean null: RMSNorm
-  bool accumulate_dx = false;
-  Rows dx;
+  bool accumulate_dx = false;                                     ///< to the values of dx
   float *dgain = nullptr,
         *dbias = nullptr;  ///< [cols], overwritten with these rows' sums; dbias null for RMSNorm
 };
 
 struct NormKernels {
   void (*forward)(Real real, Extent extent, const NormForward& norm, const ProducerRows& y);
-  void (*backward)(Real real, Extent extent, const NormBackward& norm);
+  void (*backward)(Real real, Extent extent, const NormBackward& norm, const ProducerRows& dx);
 };
 
 }  // namespace quaver::cpu

@@ -169,7 +169,8 @@ void grouped(Curve curve, Real real, Extent extent, std::int64_t group, ConstRow
 
 template <Curve curve, typename T>
 [[gnu::flatten]] void grouped_backward_rows(Extent extent, std::int64_t group, ConstRows d, ConstRows g,
-                                            ConstRows u, Rows dg, Rows du, const T* type) {
+                                            ConstRows u, const ProducerRows& dg, Rows du, const T* type) {
+  Producer<T> dg_producer(dg);
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     for_vectors(
         extent.cols, [&](std::int64_t first, auto heads) __attribute__((always_inline)) {
@@ -191,13 +192,14 @@ template <Curve curve, typename T>
                 });
             sums[head] = sum(products);
           }
-          store(load(sums, Full{}) * at.slope, row_of(dg, row, type) + first, heads);
+          dg_producer.store(row, first, load(sums, Full{}) * at.slope, heads);
         });
   }
+  dg_producer.finish();
 }
 
 void grouped_backward(Curve curve, Real real, Extent extent, std::int64_t group, ConstRows d, ConstRows g,
-                      ConstRows u, Rows dg, Rows du) {
+                      ConstRows u, const ProducerRows& dg, Rows du) {
   with_curve(curve, [&](auto c) {
     with_type(real,
               [&](auto* type) { grouped_backward_rows<c.value>(extent, group, d, g, u, dg, du, type); });

@@ -24,7 +24,7 @@ struct PointwiseKernels {
                   const ProducerRows& out);
   /// du = d * curve(g); dg = curve'(g) * sum of d * u over the group.
   void (*grouped_backward)(Curve curve, Real real, Extent extent, std::int64_t group, ConstRows d,
-                           ConstRows g, ConstRows u, Rows dg, Rows du);
+                           ConstRows g, ConstRows u, const ProducerRows& dg, Rows du);
 };
 
 }  // namespace quaver::cpu
