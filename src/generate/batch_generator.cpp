@@ -151,7 +151,8 @@ std::vector<GenerationEvent> BatchGenerator::step() {
   std::vector<GenerationEvent> events;
   std::span<const float> rest = logits;
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    GenerationEvent event{chosen[i]->id};
+    GenerationEvent event;
+    event.id = chosen[i]->id;
     const auto count = static_cast<std::size_t>(extensions[i].logits * model_.config().vocab);
     try {
       read_logits(*chosen[i], rest.first(count), event);

@@ -48,7 +48,7 @@ class Message {
  private:
   void key(int field, int wire_type) { varint(static_cast<std::uint64_t>(field) << 3 | wire_type); }
   void varint(std::uint64_t value) {
-    for (; value >= 0x80; value >>= 7) bytes_ += static_cast<char>(value & 0x7F | 0x80);
+    for (; value >= 0x80; value >>= 7) bytes_ += static_cast<char>((value & 0x7F) | 0x80);
     bytes_ += static_cast<char>(value);
   }
 
