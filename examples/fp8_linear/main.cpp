@@ -76,7 +76,7 @@ int main() {
     const Tensor dx = upload(*backend, std::vector<float>(kRows * kWidth), {kRows, kWidth}, DType::bf16);
     down.backward(context, down_saved, down.cast_output_gradient(context, down_saved, dy), dhidden);
     up.backward(context, up_saved, up.cast_output_gradient(context, up_saved, dhidden), dnormed);
-    norm.backward(norm_saved, dnormed, dx, false);
+    norm.backward(norm_saved, dnormed, {dx}, false);
   }
   print_state(*backend, "up", up);
   print_state(*backend, "down", down);

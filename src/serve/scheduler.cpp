@@ -105,7 +105,10 @@ void Scheduler::step() {
   } catch (const std::exception&) {
     // The forward pass itself failed: for every text in it.
     for (const auto& [id, running] : running_) {
-      events.push_back({.id = id, .finish = Finish::failed, .failure = std::current_exception()});
+      GenerationEvent& event = events.emplace_back();
+      event.id = id;
+      event.finish = Finish::failed;
+      event.failure = std::current_exception();
       generator_.leave(id);
     }
   }

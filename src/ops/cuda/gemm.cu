@@ -27,7 +27,6 @@ __global__ void transpose_bytes(Matrix<std::uint8_t> from, Matrix<std::uint8_t> 
 /// An FP32 product, with bias and what the result held before.
 template <typename T>
 struct Finish {
-  static constexpr int kOperands = 2;
   Matrix<float> product;
   const float* bias;
   Matrix<T> old;  // null unless accumulated to

@@ -81,13 +81,16 @@ void DeviceBackend::update_scales(std::span<const ScaleUpdate> updates) {
     Slots slots{};
     for (std::size_t i = 0; i < count; ++i) {
       const ScaleUpdate& update = updates[i];
-      slots.slots[i] = {update.slot.scale.data<float>(), update.slot.amax_history.data<float>(),
-                        update.slot.amax_history.elements(), std::ldexp(update.fp8_max, -update.margin),
-                        update.algo == AmaxCompute::most_recent};
+      Slots::Slot& slot = slots.slots[i];
+      slot.scale = update.slot.scale.data<float>();
+      slot.history = update.slot.amax_history.data<float>();
+      slot.length = update.slot.amax_history.elements();
+      slot.target = std::ldexp(update.fp8_max, -update.margin);
+      slot.most_recent = update.algo == AmaxCompute::most_recent;
       if (!update.slot.ahead_amax) continue;
-      slots.slots[i].ahead_amax = update.slot.ahead_amax.data<float>();
-      slots.slots[i].counters = update.slot.counters.data<unsigned long long>();
-      slots.slots[i].ahead_counters = update.slot.ahead_counters.data<unsigned long long>();
+      slot.ahead_amax = update.slot.ahead_amax.data<float>();
+      slot.counters = update.slot.counters.data<unsigned long long>();
+      slot.ahead_counters = update.slot.ahead_counters.data<unsigned long long>();
     }
     launch("update_scales", update_slots, {count, kThreads}, stream(), slots);
     updates = updates.subspan(count);
