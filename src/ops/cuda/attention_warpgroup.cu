@@ -9,15 +9,16 @@
 namespace quaver::cuda {
 namespace {
 
-int pairs_of(std::int64_t rows) {
-  return (blocks_of(rows, kWarpgroupTile) + 1) / 2;
+int pairs_of(std::int64_t rows, int tile_rows = kWarpgroupTile) {
+  return (blocks_of(rows, tile_rows) + 1) / 2;
 }
 
 template <typename Tiles>
-LaunchShape shape_of(std::int64_t rows, std::int64_t heads, std::int64_t batch) {
+LaunchShape shape_of(std::int64_t rows, std::int64_t heads, std::int64_t batch,
+                     int tile_rows = kWarpgroupTile, int threads = kWarpgroupBlock) {
   static_assert(sizeof(Tiles) <= 227 * 1024, "sm_90 gives a block no more");
-  return {dim3(pairs_of(rows), static_cast<unsigned>(heads), static_cast<unsigned>(batch)),
-          dim3(kWarpgroupBlock), sizeof(Tiles)};
+  return {dim3(pairs_of(rows, tile_rows), static_cast<unsigned>(heads), static_cast<unsigned>(batch)),
+          dim3(threads), sizeof(Tiles)};
 }
 
 TileMap map_of_queries(const AttentionShape& shape, const AttentionMatrix& matrix, int tile_rows) {
@@ -55,9 +56,9 @@ void launch_warpgroup_attention(const AttentionCall& call, Stream stream) {
   for_panel_width(shape.head_dim, [&](auto width) {
     using Tiles = WarpgroupForwardTiles<width()>;
     launch("attention_forward_warpgroup", attention_forward_warpgroup<width()>,
-           shape_of<Tiles>(shape.query_len, shape.heads, shape.batch), stream, arguments_of<bf16>(call, true),
-           map_of_queries(shape, call.q, kWarpgroupTile), map_of_keys(shape, call.k, Tiles::kKeys),
-           map_of_keys(shape, call.v, Tiles::kKeys));
+           shape_of<Tiles>(shape.query_len, shape.heads, shape.batch, Tiles::kQueries, Tiles::kThreads),
+           stream, arguments_of<bf16>(call, true), map_of_queries(shape, call.q, Tiles::kQueries),
+           map_of_keys(shape, call.k, Tiles::kKeys), map_of_keys(shape, call.v, Tiles::kKeys));
   });
 }
 

@@ -1,6 +1,7 @@
 /// BF16 attention by warpgroups, for sm_90a: what the three kernels share. A block of threads is a producer, whose
-/// first warp has tiles copied to shared memory, and two consumers, a warpgroup each, that multiply them. A block
-/// takes a tile of many steps and one of few: the triangle of causal attention is cut into equal pairs.
+/// first warp has tiles copied to shared memory, and consumers, a warpgroup each, that multiply them: two, or as many as
+/// a kernel says. A block takes a tile of many steps and one of few: the triangle of causal attention is cut into equal
+/// pairs.
 #pragma once
 
 #include "ops/cuda/attention_backward.cuh"
@@ -8,7 +9,7 @@
 
 namespace quaver::cuda {
 
-constexpr int kConsumers = 2, kConsumerRows = 64, kConsumerWarps = 4 * kConsumers;
+constexpr int kConsumers = 2, kConsumerRows = 64;
 constexpr int kWarpgroupTile = kConsumers * kConsumerRows;  ///< rows of a result that a block takes at once
 constexpr int kWarpgroupBlock = (kConsumers + 1) * kWarpgroupThreads;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -35,16 +36,17 @@ struct RingPosition {
   __device__ int stage() const { return uses % kStages; }
   __device__ int parity() const { return uses / kStages % 2; }
   __device__ void next() { ++uses; }
+  __device__ RingPosition last() const { return {uses - 1}; }
 };
 
 /// A buffer of a ring: `full` ends a phase when its copies have come, `empty` when every consumer's warps have read it.
 struct BufferBarriers {
   Barrier full, empty;
 };
-__device__ inline void begin_buffers(BufferBarriers* buffers, int count) {
+__device__ inline void begin_buffers(BufferBarriers* buffers, int count, int consumers = kConsumers) {
   for (int i = 0; i < count; ++i) {
     begin_barrier(buffers[i].full, 1);
-    begin_barrier(buffers[i].empty, kConsumerWarps);
+    begin_barrier(buffers[i].empty, consumers * kWarpgroupThreads / 32);
   }
 }
 template <int kStages>
@@ -69,7 +71,7 @@ __device__ void release_buffer(BufferBarriers* buffers, const RingPosition<kStag
   if (lane == 0) arrive(buffers[at.stage()].empty);
 }
 
-/// The smallest and the largest first key of up to kWarpgroupTile queries; by a whole warp.
+/// The smallest and the largest first key of `rows` queries; by a whole warp.
 __device__ inline FirstKeys first_keys_of_queries(const AttentionArguments<bf16>& args, int batch, int query,
                                                   int rows, int lane) {
   if (!args.first_key) return {0, 0};
