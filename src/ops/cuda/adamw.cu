@@ -72,7 +72,6 @@ __global__ void __launch_bounds__(kThreads) adamw_step(AdamWFactors f, const flo
 
 /// What `fill_tile` calls: updates elements and hands on their new values.
 struct StepOfMatrix {
-  static constexpr int kOperands = 4;
   AdamWFactors f;
   float decay, clip;
   Matrix<const float> gradient;
@@ -80,12 +79,22 @@ struct StepOfMatrix {
   Matrix<bf16> copy;
 
   template <int N>
-  __device__ void operator()(std::int64_t row, std::int64_t column, float (&results)[1][N]) const {
+  struct Operands {
+    Pack<float, N> gradient, value, m, v;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t row, std::int64_t column) const {
+    return {gradient.pack<N>(row, column), value.pack<N>(row, column), m.pack<N>(row, column),
+            v.pack<N>(row, column)};
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t row, std::int64_t column, const Operands<N>& read,
+                             float (&results)[1][N]) const {
     float g[N], first[N], second[N];
-    gradient.load(row, column, g);
-    value.load(row, column, results[0]);
-    m.load(row, column, first);
-    v.load(row, column, second);
+    widen(read.gradient, g);
+    widen(read.value, results[0]);
+    widen(read.m, first);
+    widen(read.v, second);
 #pragma unroll
     for (int i = 0; i < N; ++i) step_element(f, decay, clip, g[i], results[0][i], first[i], second[i]);
     value.store(row, column, results[0]);
@@ -102,7 +111,7 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!usable(length, f.max_norm)) return;
   const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
   const CastTensor& tensor = all.tensors[index];
-  cast_part(tensor, block - all.first_block[index], [&] {
+  cast_part<2>(tensor, block - all.first_block[index], [&] {
     const std::int64_t cols = tensor.cols;
     return StepOfMatrix{f,
                         tensor.decays ? f.weight_decay : 0.0f,

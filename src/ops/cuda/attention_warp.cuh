@@ -56,13 +56,6 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// Two floats rounded to BF16, the first in the lower half.
-__device__ inline std::uint32_t pack_pair(float low, float high) {
-  std::uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
 #else
 
 struct ProductOperands {
@@ -133,10 +126,6 @@ __device__ inline void copy_16_bytes(void* to, const void* from, bool inside) {
 __device__ inline void wait_for_copies() {
   for (const PendingCopy& copy : pending_copies()) std::memcpy(copy.to, copy.from, 16);
   pending_copies().clear();
-}
-
-__device__ inline std::uint32_t pack_pair(float low, float high) {
-  return pair_of(round_as<bf16>(low), round_as<bf16>(high));
 }
 
 #endif

@@ -52,7 +52,7 @@ struct ThreadTile {
   int rows, cols;
   Pack<T, kPack> at[kPack];
 
-  __device__ float operator()(int m, int n) const { return as_float(at[m].at[n]); }
+  __device__ float operator()(int m, int n) const { return as_float(at[m].element(n)); }
 };
 
 template <bool kPacks, typename T>
@@ -70,7 +70,7 @@ __device__ ThreadTile<T> load_tile(const Matrix<T>& x, std::int64_t row, std::in
     } else {
 #pragma unroll
       for (int n = 0; n < kPack; ++n) {
-        if (n < tile.cols) tile.at[m].at[n] = *x.address(row + m, column + n);
+        if (n < tile.cols) tile.at[m].set(n, *x.address(row + m, column + n));
       }
     }
   }

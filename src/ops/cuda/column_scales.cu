@@ -58,13 +58,17 @@ __global__ void __launch_bounds__(kChooseThreads)
 
 template <typename T>
 struct ScaledColumns {
-  static constexpr int kOperands = 1;
   Matrix<T> x;
   const float* factors;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  __device__ Pack<T, N> read(std::int64_t m, std::int64_t n) const {
+    return x.template pack<N>(m, n);
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t n, const Pack<T, N>& read,
+                             float (&result)[1][N]) const {
     float factor[N];
-    x.load(m, n, result[0]);
+    widen(read, result[0]);
     Matrix<const float>{factors}.load(0, n, factor);
 #pragma unroll
     for (int i = 0; i < N; ++i) result[0][i] *= factor[i];

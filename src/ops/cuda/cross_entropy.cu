@@ -73,15 +73,19 @@ __global__ void __launch_bounds__(kThreads)
 /// gradient_scale (softmax(z) - onehot(target)); zeros without target.
 template <typename T>
 struct LogitGradient {
-  static constexpr int kOperands = 1;
   Matrix<T> logits;
   const std::int32_t* targets;
   const float* lse;
   double gradient_scale;  // an FP32 number; as wide as a pointer: no padding
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  __device__ Pack<T, N> read(std::int64_t m, std::int64_t n) const {
+    return logits.template pack<N>(m, n);
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, const Pack<T, N>& read,
+                             float (&result)[1][N]) const {
     float z[N];
-    logits.load(m, n, z);
+    widen(read, z);
     const std::int64_t target = targets[m];
     const float total = lse[m];
     const int hot = target < n || target >= n + N ? N : static_cast<int>(target - n);

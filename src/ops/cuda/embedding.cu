@@ -19,29 +19,35 @@ struct Lookup {
 /// reported.
 template <typename Value>
 struct LookUp {
-  static constexpr int kOperands = 2;
   Lookup<Value> tokens, positions;
   std::int64_t cols;
   int* faults;
 
   template <int N>
-  __device__ bool read(const Lookup<Value>& lookup, std::int64_t m, std::int64_t n,
-                       float (&values)[N]) const {
-    const std::int64_t index = lookup.indices[m];
-    if (!check_index(index, lookup.limit, m, kEmbeddingIndex, faults)) return false;
-    Matrix<Value>{lookup.table, cols}.load(index, n, values);
-    return true;
+  struct Operands {
+    Pack<Value, N> token, position;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {row_of<N>(tokens, m, n), positions.table ? row_of<N>(positions, m, n) : Pack<Value, N>{}};
   }
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
+                             float (&result)[1][N]) const {
     float position[N];
-    if (!read(tokens, m, n, result[0])) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) result[0][i] = 0;
-    }
-    if (!positions.table || !read(positions, m, n, position)) return;
+    widen(read.token, result[0]);
+    widen(read.position, position);
+    if (!positions.table) return;
 #pragma unroll
     for (int i = 0; i < N; ++i) result[0][i] += position[i];
+  }
+
+ private:
+  template <int N>
+  __device__ Pack<Value, N> row_of(const Lookup<Value>& lookup, std::int64_t m, std::int64_t n) const {
+    const std::int64_t index = lookup.indices[m];
+    if (!check_index(index, lookup.limit, m, kEmbeddingIndex, faults)) return {};
+    return Matrix<Value>{lookup.table, cols}.template pack<N>(index, n);
   }
 };
 

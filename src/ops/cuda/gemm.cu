@@ -31,10 +31,20 @@ struct Finish {
   const float* bias;
   Matrix<T> old;  // null unless accumulated to
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  struct Operands {
+    Pack<float, N> product;
+    Pack<T, N> old;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {product.pack<N>(m, n), old.data ? old.template pack<N>(m, n) : Pack<T, N>{}};
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t n, const Operands<N>& read,
+                             float (&result)[1][N]) const {
     float before[N];
-    product.load(m, n, result[0]);
-    if (old.data) old.load(m, n, before);
+    widen(read.product, result[0]);
+    widen(read.old, before);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if (bias) result[0][i] += bias[n + i];

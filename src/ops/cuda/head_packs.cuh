@@ -29,24 +29,43 @@ __device__ inline void turn(float& a, float& b, float cosine, float sine, float 
 /// on stay as they are. Both halves of a pair read both, from the caches.
 template <typename T>
 struct TurnedBack {
-  static constexpr int kOperands = 3;  // with the angles
   Heads heads;
   Matrix<T> in;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
-    in.load(m, n, result[0]);
-    const int head = static_cast<int>(n) / heads.head_dim, d = static_cast<int>(n) - head * heads.head_dim;
-    if (head >= static_cast<int>(heads.heads) || d >= 2 * heads.pairs) return;
+  struct Operands {
+    Pack<T, N> own, other;  // other: of the pair; what is not turned has none, and reads itself again
+    std::int32_t position;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    const int d = of_head(n);
+    const std::int64_t other = !turns(n, d) ? n : d >= heads.pairs ? n - heads.pairs : n + heads.pairs;
+    return {in.template pack<N>(m, n), in.template pack<N>(m, other), heads.pairs ? heads.positions[m] : 0};
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t n, const Operands<N>& read,
+                             float (&result)[1][N]) const {
+    widen(read.own, result[0]);
+    const int d = of_head(n);
+    if (!turns(n, d)) return;
     const bool second = d >= heads.pairs;
-    const int pair = second ? d - heads.pairs : d;
     float other[N], c[N], s[N];
-    in.load(m, second ? n - heads.pairs : n + heads.pairs, other);
-    const std::int64_t angles = static_cast<std::int64_t>(heads.positions[m]) * heads.pairs + pair;
+    widen(read.other, other);
+    const std::int64_t angles =
+        static_cast<std::int64_t>(read.position) * heads.pairs + (second ? d - heads.pairs : d);
     Matrix<const float>{heads.cosine}.load(0, angles, c);
     Matrix<const float>{heads.sine}.load(0, angles, s);
 #pragma unroll
     for (int i = 0; i < N; ++i)  // what `turn` makes of it
       result[0][i] = result[0][i] * c[i] + other[i] * (second ? -s[i] : s[i]);
+  }
+
+ private:
+  __device__ int of_head(std::int64_t n) const {
+    return static_cast<int>(n) % heads.head_dim;
+  }
+  __device__ bool turns(std::int64_t n, int d) const {
+    return n < heads.heads * heads.head_dim && d < 2 * heads.pairs;
   }
 };
 

@@ -78,6 +78,17 @@ __device__ T round_as(float x) {
   }
 }
 
+/// Two floats rounded to BF16, the first in the lower half. A NaN becomes one, whose bits a device chooses.
+__device__ inline std::uint32_t pack_pair(float low, float high) {
+#ifdef __CUDACC__
+  std::uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return round_as<bf16>(low).bits | static_cast<std::uint32_t>(round_as<bf16>(high).bits) << 16;
+#endif
+}
+
 #ifdef __CUDACC__
 
 /// Throws Error(failure) that names the kernel if its launch, or an earlier kernel, failed.

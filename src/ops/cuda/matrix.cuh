@@ -3,30 +3,81 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "ops/cuda/launch.h"
 #include "quaver/tensor.h"
 
 namespace quaver::cuda {
 
+template <typename T, int N>
+constexpr int kPackAlignment = N * sizeof(T) > 16 ? 16 : N * sizeof(T);
+
 /// N consecutive elements, moved as one 8- or 16-byte access where they fill one.
 template <typename T, int N>
-struct alignas(N * sizeof(T) > 16 ? 16 : N * sizeof(T)) Pack {
+struct alignas(kPackAlignment<T, N>) Pack {
   T at[N];
+
+  __device__ T element(int i) const { return at[i]; }
+  __device__ void set(int i, T element) { at[i] = element; }
 };
+
+/// Pairs of BF16 numbers are words, as an instruction makes them: the compiler moves elements of 2 bytes one by one.
+template <int N>
+requires(N % 2 == 0) struct alignas(kPackAlignment<bf16, N>) Pack<bf16, N> {
+  std::uint32_t words[N / 2];
+
+  __device__ bf16 element(int i) const { return {static_cast<std::uint16_t>(words[i / 2] >> i % 2 * 16)}; }
+  __device__ void set(int i, bf16 element) {
+    const std::uint32_t kept = words[i / 2] & 0xFFFF0000u >> i % 2 * 16;
+    words[i / 2] = kept | static_cast<std::uint32_t>(element.bits) << i % 2 * 16;
+  }
+};
+template <typename T, int N>
+constexpr bool kPairs = std::is_same_v<T, bf16>&& N % 2 == 0;
 
 template <typename T, int N>
 __device__ void widen(const Pack<T, N>& pack, float (&values)[N]) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = as_float(pack.at[i]);
+  for (int i = 0; i < N; ++i) {
+    if constexpr (kPairs<T, N>) {
+      values[i] = __uint_as_float(i % 2 == 0 ? pack.words[i / 2] << 16 : pack.words[i / 2] & 0xFFFF0000u);
+    } else {
+      values[i] = as_float(pack.at[i]);
+    }
+  }
 }
 
+/// As round_as rounds them.
 template <typename T, int N>
 __device__ Pack<T, N> rounded(const float (&values)[N]) {
   Pack<T, N> pack;
+  if constexpr (kPairs<T, N>) {
+    bool all_numbers = true;
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.at[i] = round_as<T>(values[i]);
+    for (int i = 0; i < N; i += 2) {
+      pack.words[i / 2] = pack_pair(values[i], values[i + 1]);
+      all_numbers = all_numbers && values[i] == values[i] && values[i + 1] == values[i + 1];
+    }
+    if (all_numbers) return pack;
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.set(i, round_as<T>(values[i]));
   return pack;
+}
+
+/// Stores a pack in global memory. The compiler takes four words apart where the address is one of a loop.
+template <typename T, int N>
+__device__ void store_pack(T* to, const Pack<T, N>& pack) {
+#ifdef __CUDACC__
+  if constexpr (kPairs<T, N> && N == 8) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(pack.words[0]), "r"(pack.words[1]),
+                 "r"(pack.words[2]), "r"(pack.words[3])
+                 : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
 /// Elements that one thread of a vectorised kernel handles at once.
@@ -42,8 +93,8 @@ struct Matrix {
   __device__ float operator()(std::int64_t m, std::int64_t n) const { return as_float(*address(m, n)); }
 
   template <int N>
-  __device__ Pack<T, N> pack(std::int64_t m, std::int64_t n) const {
-    return *reinterpret_cast<const Pack<T, N>*>(address(m, n));
+  __device__ Pack<std::remove_const_t<T>, N> pack(std::int64_t m, std::int64_t n) const {
+    return *reinterpret_cast<const Pack<std::remove_const_t<T>, N>*>(address(m, n));
   }
   template <int N>
   __device__ void load(std::int64_t m, std::int64_t n, float (&values)[N]) const {
@@ -55,7 +106,7 @@ struct Matrix {
   }
   template <int N>
   __device__ void store(std::int64_t m, std::int64_t n, const Pack<T, N>& pack) const {
-    *reinterpret_cast<Pack<T, N>*>(address(m, n)) = pack;
+    store_pack(address(m, n), pack);
   }
 };
 

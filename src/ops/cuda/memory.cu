@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) fill_all(T* data, std::int64_t count
   constexpr int kWidth = kFillWidth<T>;
   Pack<T, kWidth> values;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) values.at[i] = value;
+  for (int i = 0; i < kWidth; ++i) values.set(i, value);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kFillPacks * kThreads + threadIdx.x;
 #pragma unroll
   for (int k = 0; k < kFillPacks; ++k) {
@@ -45,7 +45,7 @@ __global__ void convert_all(const From* from, To* to, std::int64_t count, int pa
     const auto read = *reinterpret_cast<const Pack<From, kPack>*>(from + begin);
     Pack<To, kPack> written;
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) written.at[i] = round_as<To>(as_float(read.at[i]));
+    for (int i = 0; i < kPack; ++i) written.set(i, round_as<To>(as_float(read.element(i))));
     *reinterpret_cast<Pack<To, kPack>*>(to + begin) = written;
     return;
   }

@@ -31,10 +31,14 @@ struct NormGradient {
 };
 
 /// The compiler takes the pack for changed: it does not keep in further registers what it made of it before.
-template <typename T>
-__device__ void forget_value([[maybe_unused]] Pack<T, kPack>& pack) {
+template <typename T, int N>
+__device__ void forget_value([[maybe_unused]] Pack<T, N>& pack) {
 #ifdef __CUDACC__
-  for (auto& word : reinterpret_cast<unsigned(&)[sizeof(pack) / 4]>(pack)) asm volatile("" : "+r"(word));
+  if constexpr (kPairs<T, N>) {
+    for (auto& word : pack.words) asm volatile("" : "+r"(word));
+  } else {
+    for (auto& value : pack.at) asm volatile("" : "+f"(value));
+  }
 #endif
 }
 
@@ -77,10 +81,12 @@ __device__ float sum_over_block(float (&values)[kValues], BlockSums<kValues>& su
 
 template <typename T>
 __device__ Pack<T, kPack> rounded_sum(const Pack<T, kPack>& a, const Pack<T, kPack>& b) {
-  Pack<T, kPack> sum;
+  float sum[kPack], addend[kPack];
+  widen(a, sum);
+  widen(b, addend);
 #pragma unroll
-  for (int i = 0; i < kPack; ++i) sum.at[i] = round_as<T>(as_float(a.at[i]) + as_float(b.at[i]));
-  return sum;
+  for (int i = 0; i < kPack; ++i) sum[i] += addend[i];
+  return rounded<T>(sum);
 }
 
 /// What forward reads and writes beside its result; bias and mean: null for RMSNorm; addend and sum as in NormInput.
@@ -268,15 +274,15 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   }
 }
 
-/// Blocks of norm_rows_backward that a multiprocessor must hold; 0: as many as its registers let it. RMSNorm's cast of BF16 takes 101
-/// if it is let, and 80 at the price of 44 bytes that go through memory.
-template <bool kCentred, bool kCasts, typename T>
-constexpr int kBackwardBlocks = kCasts && !kCentred && sizeof(T) == 2 ? 2 : 0;
+/// Blocks of norm_rows_backward that a multiprocessor must hold; 0: as many as its registers let it. RMSNorm's of BF16 takes 101
+/// if it is let, and 80 at the price, where it casts, of 60 bytes that go through memory.
+template <bool kCentred, typename T>
+constexpr int kBackwardBlocks = !kCentred && sizeof(T) == 2 ? 2 : 0;
 
 /// Every block leaves the sums over its `block_rows` rows, a multiple of kNormRows, of dy xhat and, if kCentred, of dy in
 /// its rows of partials. If kCasts, transposed bytes go by stripes where block_rows is whole ones, else from registers.
 template <bool kCentred, bool kCasts, typename T>
-__global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, kCasts, T>)
+__global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, T>)
     norm_rows_backward(NormGradient<T> in, std::int64_t rows, std::int64_t cols, std::int64_t block_rows,
                        int accumulate, Sink<T> dx, float* partials) {
   constexpr int kSums = kCentred ? 2 : 1;

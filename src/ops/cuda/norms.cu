@@ -53,13 +53,17 @@ __global__ void __launch_bounds__(kThreads)
 /// (x - mean) rstd gain + bias.
 template <typename T>
 struct Normed {
-  static constexpr int kOperands = 1;
   Matrix<T> x;
   const float *gain, *bias, *mean, *rstd;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  __device__ Pack<T, N> read(std::int64_t m, std::int64_t n) const {
+    return x.template pack<N>(m, n);
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t m, std::int64_t n, const Pack<T, N>& read,
+                             float (&result)[1][N]) const {
     float values[N];
-    x.load(m, n, values);
+    widen(read, values);
     const float centre = mean ? mean[m] : 0.0f, factor = rstd[m];
 #pragma unroll
     for (int i = 0; i < N; ++i) {

@@ -9,13 +9,21 @@ namespace {
 
 template <typename T>
 struct SumOfTwo {
-  static constexpr int kOperands = 2;
   Matrix<T> a, b;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  struct Operands {
+    Pack<T, N> a, b;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {a.template pack<N>(m, n), b.template pack<N>(m, n)};
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
+                             float (&result)[1][N]) const {
     float x[N], y[N];
-    a.load(m, n, x);
-    b.load(m, n, y);
+    widen(read.a, x);
+    widen(read.b, y);
 #pragma unroll
     for (int i = 0; i < N; ++i) result[0][i] = x[i] + y[i];
   }
@@ -24,14 +32,22 @@ struct SumOfTwo {
 /// curve(g) u, or curve(g) where there is no u.
 template <typename T>
 struct Gated {
-  static constexpr int kOperands = 2;
   Curve curve;
   Matrix<T> g, u;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
+  struct Operands {
+    Pack<T, N> g, u;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {g.template pack<N>(m, n), u.data ? u.template pack<N>(m, n) : Pack<T, N>{}};
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
+                             float (&result)[1][N]) const {
     float x[N], y[N];
-    g.load(m, n, x);
-    if (u.data) u.load(m, n, y);
+    widen(read.g, x);
+    widen(read.u, y);
     ValueAndSlope at[N];
     evaluate(curve, x, at);
 #pragma unroll
@@ -42,15 +58,23 @@ struct Gated {
 /// d u curve'(g), and d curve(g); with a third result, that of Gated.
 template <typename T>
 struct GatedBackward {
-  static constexpr int kOperands = 3;
   Curve curve;
   Matrix<T> d, g, u;
+  template <int N>
+  struct Operands {
+    Pack<T, N> d, g, u;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {d.template pack<N>(m, n), g.template pack<N>(m, n), u.template pack<N>(m, n)};
+  }
   template <int kResults, int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[kResults][N]) const {
+  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
+                             float (&result)[kResults][N]) const {
     float dy[N], x[N], y[N];
-    d.load(m, n, dy);
-    g.load(m, n, x);
-    u.load(m, n, y);
+    widen(read.d, dy);
+    widen(read.g, x);
+    widen(read.u, y);
     ValueAndSlope at[N];
     evaluate(curve, x, at);
 #pragma unroll
@@ -65,14 +89,22 @@ struct GatedBackward {
 /// d curve'(g); with a second result, that of Gated without u.
 template <typename T>
 struct CurveBackward {
-  static constexpr int kOperands = 2;
   Curve curve;
   Matrix<T> d, g;
+  template <int N>
+  struct Operands {
+    Pack<T, N> d, g;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {d.template pack<N>(m, n), g.template pack<N>(m, n)};
+  }
   template <int kResults, int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[kResults][N]) const {
+  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
+                             float (&result)[kResults][N]) const {
     float dy[N], x[N];
-    d.load(m, n, dy);
-    g.load(m, n, x);
+    widen(read.d, dy);
+    widen(read.g, x);
     ValueAndSlope at[N];
     evaluate(curve, x, at);
 #pragma unroll
@@ -86,14 +118,23 @@ struct CurveBackward {
 /// curve(g) o with one gate for `width` columns of o, a multiple of N.
 template <typename T>
 struct HeadGate {
-  static constexpr int kOperands = 1;  // there are few gates
   Curve curve;
   Matrix<T> g, o;
   std::int64_t width;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
-    o.load(m, n, result[0]);
-    const float gate = evaluate(curve, g(m, static_cast<unsigned>(n) / static_cast<unsigned>(width))).value;
+  struct Operands {
+    Pack<T, N> o;
+    T g;
+  };
+  template <int N>
+  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+    return {o.template pack<N>(m, n), *g.address(m, static_cast<unsigned>(n) / static_cast<unsigned>(width))};
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
+                             float (&result)[1][N]) const {
+    widen(read.o, result[0]);
+    const float gate = evaluate(curve, as_float(read.g)).value;
 #pragma unroll
     for (int i = 0; i < N; ++i) result[0][i] *= gate;
   }

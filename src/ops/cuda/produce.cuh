@@ -2,8 +2,10 @@
 /// tiles, written in high precision, as FP8, and as transposed FP8, with amax and counters, in one pass.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <utility>
 
 #include "ops/cuda/fp8.cuh"
 #include "ops/cuda/matrix.cuh"
@@ -197,6 +199,30 @@ struct OutputTile {
   std::int64_t row, column, rows, cols;  ///< where it begins, and the matrix's size
 };
 
+/// Blocks for the tiles of a matrix: tiles of a row, and rows of tiles, in two dimensions because one has 65,535.
+inline dim3 tile_grid(std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kMost = 65535;
+  const std::int64_t down = blocks_for(rows, kTileRows), y = std::min(down, kMost);
+  return dim3(static_cast<unsigned>(blocks_for(cols, kTileCols)), static_cast<unsigned>(y),
+              static_cast<unsigned>(blocks_for(down, y)));
+}
+/// That of a block of tile_grid; some of the last blocks have none, and begin past the matrix's end.
+__device__ inline OutputTile tile_of_block(std::int64_t rows, std::int64_t cols) {
+  const std::int64_t down = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+  return {down * kTileRows, static_cast<std::int64_t>(blockIdx.x) * kTileCols, rows, cols};
+}
+
+/// The results of f for the elements (m, n + i), i < N.
+template <int kOutputs, int N, typename F>
+__device__ void evaluate_at(const F& f, std::int64_t m, std::int64_t n, float (&results)[kOutputs][N]) {
+  f(m, n, f.template read<N>(m, n), results);
+}
+
+/// Rows of packs that a thread reads before it works on the first: all, so that more is under way at once, or one where there are
+/// no registers for more.
+template <typename Operands, int kOutputs>
+constexpr int kRowsAtOnce = sizeof(Operands) * kOutputs <= 96 ? kThreadRows : 1;
+
 /// Element by element.
 template <int kOutputs, typename T, typename F>
 __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks, const OutputTile& tile,
@@ -206,7 +232,7 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
     const int m = i / kTileCols, n = i % kTileCols;
     if (tile.row + m >= tile.rows || tile.column + n >= tile.cols) continue;
     float results[kOutputs][1];
-    f(tile.row + m, tile.column + n, results);
+    evaluate_at(f, tile.row + m, tile.column + n, results);
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
       const Sink<T>& sink = sinks[o];
@@ -221,7 +247,8 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
 
 /// A thread takes kThreadRows packs, one below the other, so that it holds whole words of the transposed rows. The lanes
 /// of a warp take 4 packs of 8 such groups of rows: their words fall into different banks.
-template <int kOutputs, typename T, typename F>
+template <int kOutputs, typename T, typename F,
+          int kAtOnce = kRowsAtOnce<decltype(std::declval<F>().template read<kPack>(0, 0)), kOutputs>>
 __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
                                    const OutputTile& tile, const float (&scales)[kOutputs],
                                    CastTrace (&traces)[kOutputs],
@@ -230,31 +257,26 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
   const int n = (warp % 2 * 4 + lane % 4) * kPack, m = (warp / 2 * 8 + lane / 4) * kThreadRows;
   const std::int64_t column = tile.column + n, row = tile.row + m;
   if (column >= tile.cols || row >= tile.rows) return;
-  // Several rows are read before the first is written: more is under way at once, as far as there are registers.
-  constexpr int kAtOnce = F::kOperands * kOutputs <= 2         ? kThreadRows
-                          : F::kOperands <= 3 && kOutputs <= 2 ? kThreadRows / 2
-                                                               : 1;
   unsigned words[kOutputs][kPack / 4][kThreadRows] = {};
 #pragma unroll
   for (int first = 0; first < kThreadRows; first += kAtOnce) {
-    Pack<T, kPack> results[kAtOnce][kOutputs];
+    decltype(f.template read<kPack>(row, column)) operands[kAtOnce];
 #pragma unroll
-    for (int r = 0; r < kAtOnce; ++r) {
-      float exact[kOutputs][kPack];
-      f(min(row + first + r, tile.rows - 1), column, exact);
-#pragma unroll
-      for (int o = 0; o < kOutputs; ++o) results[r][o] = rounded<T>(exact[o]);
-    }
+    for (int r = 0; r < kAtOnce; ++r)
+      operands[r] = f.template read<kPack>(min(row + first + r, tile.rows - 1), column);
 #pragma unroll
     for (int r = 0; r < kAtOnce; ++r) {
       if (row + first + r >= tile.rows) continue;
+      float exact[kOutputs][kPack];
+      f(row + first + r, column, operands[r], exact);
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) {
         const Sink<T>& sink = sinks[o];
-        if (sink.values.data) sink.values.store(row + first + r, column, results[r][o]);
+        const Pack<T, kPack> result = rounded<T>(exact[o]);
+        if (sink.values.data) sink.values.store(row + first + r, column, result);
         if (!sink.quantizes()) continue;
         float x[kPack];
-        widen(results[r][o], x);
+        widen(result, x);
         Pack<unsigned, kPack / 4> written;
         traces[o].cast(sink.format, scales[o], x, written.at);
 #pragma unroll
@@ -278,14 +300,14 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
   }
 }
 
-/// f(m, n, results) sets results[output][i] for the elements (m, n + i), i < N; F::kOperands says how many matrices it
-/// reads. One block per tile.
+/// f(m, n, operands, results) sets results[output][i] for the elements (m, n + i), i < N, of what f.read<N>(m, n) has read of
+/// matrices: functions of several cases branch on what is there already. Grid: tile_grid.
 template <int N, int kOutputs, typename T, typename F>
-__global__ void __launch_bounds__(kTileThreads, 5 - kOutputs)
+__global__ void __launch_bounds__(kTileThreads, 4 - kOutputs)
     produce_tile(F f, std::array<Sink<T>, kOutputs> sinks, std::int64_t rows, std::int64_t cols) {
   __shared__ __align__(16) std::uint8_t bytes[kOutputs][kTileCols * kTilePitch];
-  const std::int64_t across = (cols + kTileCols - 1) / kTileCols;
-  const OutputTile tile{blockIdx.x / across * kTileRows, blockIdx.x % across * kTileCols, rows, cols};
+  const OutputTile tile = tile_of_block(rows, cols);
+  if (tile.row >= rows) return;
   CastTrace traces[kOutputs];
   float scales[kOutputs];
 #pragma unroll
@@ -304,7 +326,7 @@ __global__ void __launch_bounds__(kTileThreads, 5 - kOutputs)
       write_transposed(sink.transposed, sink.transposed_packs, bytes[o], tile.row, tile.column, rows, cols);
     }
     record(sink, traces[o]);
-    if (blockIdx.x == 0 && threadIdx.x == 0) record_once(sink, rows * cols);
+    if (tile.row == 0 && tile.column == 0 && threadIdx.x == 0) record_once(sink, rows * cols);
   }
 }
 
@@ -319,7 +341,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const std::int64_t first = (index - m * per_row) * kPack;
   for (std::int64_t n = first; n < min(cols, first + kPack); n += N) {
     float results[kOutputs][N];
-    f(m, n, results);
+    evaluate_at(f, m, n, results);
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) values[o].store(m, n, results[o]);
   }
@@ -334,11 +356,15 @@ __global__ void produce_nothing(Sink<T> sink) {
 /// A matrix as it is: its cast.
 template <typename T>
 struct Identity {
-  static constexpr int kOperands = 1;
   Matrix<T> x;
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, float (&result)[1][N]) const {
-    x.load(m, n, result[0]);
+  __device__ Pack<T, N> read(std::int64_t m, std::int64_t n) const {
+    return x.template pack<N>(m, n);
+  }
+  template <int N>
+  __device__ void operator()(std::int64_t, std::int64_t, const Pack<T, N>& read,
+                             float (&result)[1][N]) const {
+    widen(read, result[0]);
   }
 };
 
@@ -363,15 +389,14 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
     return launch(name, kernel, {blocks_for(rows * blocks_for(cols, kPack), kTileThreads), kTileThreads},
                   stream, f, values, rows, cols);
   }
-  const std::int64_t tiles = tiles_of(rows, cols);
-  if (tiles == 0) {
+  if (rows == 0 || cols == 0) {
     for (const auto& sink : sinks) {
       if (sink.scale) launch(name, produce_nothing<T>, {1, 1}, stream, sink);
     }
     return;
   }
   const auto kernel = pack ? produce_tile<kPack, kOutputs, T, F> : produce_tile<1, kOutputs, T, F>;
-  launch(name, kernel, {tiles, kTileThreads}, stream, f, sinks, rows, cols);
+  launch(name, kernel, {tile_grid(rows, cols), kTileThreads}, stream, f, sinks, rows, cols);
 }
 
 }  // namespace quaver::cuda

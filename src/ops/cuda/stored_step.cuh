@@ -85,10 +85,10 @@ __device__ StoredPack<V, M> load_stored(const StoredTensor<V, M>& tensor, std::i
 #pragma unroll
   for (int i = 0; i < kStepPack; ++i) {
     if (at + i >= tensor.elements) continue;
-    pack.gradient.at[i] = tensor.gradient[at + i];
-    pack.value.at[i] = tensor.value[at + i];
-    pack.m.at[i] = tensor.m[at + i];
-    pack.v.at[i] = tensor.v[at + i];
+    pack.gradient.set(i, tensor.gradient[at + i]);
+    pack.value.set(i, tensor.value[at + i]);
+    pack.m.set(i, tensor.m[at + i]);
+    pack.v.set(i, tensor.v[at + i]);
   }
   return pack;
 }
@@ -100,10 +100,10 @@ __device__ void store_stored(const StoredTensor<V, M>& tensor, std::int64_t at,
 #pragma unroll
   for (int i = 0; i < kStepPack; ++i) {
     if (at + i >= tensor.elements) continue;
-    tensor.value[at + i] = pack.value.at[i];
-    tensor.m[at + i] = pack.m.at[i];
-    tensor.v[at + i] = pack.v.at[i];
-    if (tensor.copy) tensor.copy[at + i] = round_as<bf16>(as_float(pack.value.at[i]));
+    tensor.value[at + i] = pack.value.element(i);
+    tensor.m[at + i] = pack.m.element(i);
+    tensor.v[at + i] = pack.v.element(i);
+    if (tensor.copy) tensor.copy[at + i] = round_as<bf16>(as_float(pack.value.element(i)));
   }
 }
 
@@ -161,7 +161,7 @@ struct StoredStep {
     } else {
       const RandomWords random = words(noise, at);
 #pragma unroll
-      for (int i = 0; i < kStepPack; ++i) pack.at[i] = bf16_of(values[i], random.at[i]);
+      for (int i = 0; i < kStepPack; ++i) pack.set(i, bf16_of(values[i], random.at[i]));
     }
   }
   /// No positive number gets a code below `least`. Every lane has read its block's scale before one writes it.
@@ -176,7 +176,7 @@ struct StoredStep {
 #pragma unroll
     for (int i = 0; i < kStepPack; ++i) {
       const unsigned code = e4m3_of(values[i] * multiplier, random.at[i]);
-      pack.at[i] = static_cast<std::uint8_t>(values[i] > 0 ? max(code, least) : code);
+      pack.set(i, static_cast<std::uint8_t>(values[i] > 0 ? max(code, least) : code));
     }
     if (threadIdx.x % 32 == 0) scales[at / kMomentBlock] = amax / largest_fp8(Fp8::e4m3);
   }
