@@ -11,10 +11,14 @@ namespace quaver::cuda {
 constexpr int kNormRows = 4;  ///< rows at a time
 constexpr int kNormThreads =
     384;  ///< at most: 3072 columns, and 80 registers for each of two blocks' threads
+/// Kernels that read much before they work on it have as many threads on a multiprocessor at most, with 128 registers each.
+constexpr int kFewWarpsThreads = 512;
 
 /// Rows of a block that casts: 32 bytes of every transposed row, a whole sector of the caches. A sector written in part may
 /// be evicted, and is then read from memory to be filled.
 constexpr int kStripeRows = 32;
+/// Rows that a thread writes at once: a block's last stripe may be one such chunk.
+constexpr int kChunkRows = 16;
 
 /// What backward reads.
 template <typename T>
@@ -101,8 +105,8 @@ struct NormRows {
 /// The transposed bytes of a stripe of kStripeRows rows in shared memory. Word w holds rows 4 w to 4 w + 3 of a column; a
 /// thread's words of one column lie beside those of its neighbours, so that they fall into different banks.
 struct TransposedStripe {
-  static constexpr int kChunks = kStripeRows / 16;  ///< of 16 bytes: what a thread writes at once
-  static constexpr int kPadding = 8 / kChunks;      ///< the chunks of a column start in other banks
+  static constexpr int kChunks = kStripeRows / kChunkRows;
+  static constexpr int kPadding = 8 / kChunks;  ///< the chunks of a column start in other banks
 
   unsigned* words;
   int threads;  ///< of the block
@@ -113,19 +117,20 @@ struct TransposedStripe {
   __device__ unsigned& word(int w, int column_of_pack, int thread) const {
     return words[w * (kPack * threads + kPadding) + column_of_pack * threads + thread];
   }
-  /// Neighbouring lanes write a column's chunks; `rows`, of the whole matrix, is a multiple of 16.
-  __device__ void write(const Matrix<std::uint8_t>& to, std::int64_t row, std::int64_t rows,
+  /// Neighbouring lanes write a column's chunks, of rows before `end`, a multiple of kChunkRows.
+  __device__ void write(const Matrix<std::uint8_t>& to, std::int64_t row, std::int64_t end,
                         std::int64_t cols) const {
     const int packs = static_cast<int>(cols) / kPack;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
       for (int item = static_cast<int>(threadIdx.x); item < packs * kChunks; item += threads) {
         const int thread = item / kChunks, chunk = item % kChunks;
-        if (row + 16 * chunk >= rows) continue;
+        if (row + kChunkRows * chunk >= end) continue;
         Pack<unsigned, 4> bytes;
 #pragma unroll
         for (int w = 0; w < 4; ++w) bytes.at[w] = word(4 * chunk + w, i, thread);
-        *reinterpret_cast<Pack<unsigned, 4>*>(to.address(thread * kPack + i, row + 16 * chunk)) = bytes;
+        *reinterpret_cast<Pack<unsigned, 4>*>(to.address(thread * kPack + i, row + kChunkRows * chunk)) =
+            bytes;
       }
     }
   }
@@ -167,11 +172,16 @@ struct RowCast {
   }
 };
 
+/// Whether norm_rows reads sums and their addends ahead, and casts: that takes more than 80 registers.
+template <bool kAdds, bool kCasts>
+constexpr bool kFewWarps = kAdds&& kCasts;
+
 /// A block takes `block_rows` rows, a multiple of kNormRows; if kCasts a stripe, or kNormRows, whose transposed bytes are written
 /// from registers. kAdds: the sum of x and the addend
 /// is stored and normalised. Without kCasts y's values may be absent: then only the statistics (and the sum) are written.
 template <bool kAdds, bool kCasts, typename T>
-__global__ void __launch_bounds__(kNormThreads, 2)
+__global__ void __launch_bounds__(kFewWarps<kAdds, kCasts> ? kFewWarpsThreads : kNormThreads,
+                                  kFewWarps<kAdds, kCasts> ? 1 : 2)
     norm_rows(NormRows<T> in, float epsilon, int centred, std::int64_t block_rows, Sink<T> y) {
   static_assert(kNormRows == 4 && kStripeRows % 16 == 0, "words and chunks of transposed rows");
   __shared__ BlockSums<kNormRows> sums;
@@ -192,28 +202,24 @@ __global__ void __launch_bounds__(kNormThreads, 2)
 #pragma unroll
     for (int r = 0; r < kNormRows; ++r) packs[r] = from.template pack<kPack>(min(row + r, in.rows - 1), n);
   };
-  constexpr bool kReadsAhead = !kAdds && !kCasts;  // the others lack registers
-  Pack<T, kPack> next[kNormRows] = {};
-  if (kReadsAhead) load(in.x, begin, next);
+  constexpr bool kReadsAhead = kAdds == kCasts;  // the others lack registers
+  Pack<T, kPack> next[kNormRows] = {}, next_addend[kNormRows] = {};
+  const auto read = [&](std::int64_t row) {
+    if (row >= end) return;
+    load(in.x, row, next);
+    if constexpr (kAdds) load(in.addend, row, next_addend);
+  };
+  if (kReadsAhead) read(begin);
   int turn = 0;
   for (std::int64_t row = begin; row < end; row += kNormRows) {
-    Pack<T, kPack> x[kNormRows] = {};
-    if constexpr (kAdds) {
-      Pack<T, kPack> addend[kNormRows] = {};
-      load(in.x, row, x);
-      load(in.addend, row, addend);
+    if (!kReadsAhead) read(row);
+    Pack<T, kPack> x[kNormRows];
 #pragma unroll
-      for (int r = 0; r < kNormRows; ++r) {
-        x[r] = rounded_sum(x[r], addend[r]);
-        if (inside && row + r < in.rows) in.sum.store(row + r, n, x[r]);
-      }
-    } else if constexpr (kReadsAhead) {
-#pragma unroll
-      for (int r = 0; r < kNormRows; ++r) x[r] = next[r];
-      if (row + kNormRows < end) load(in.x, row + kNormRows, next);  // on its way while these are worked on
-    } else {
-      load(in.x, row, x);
+    for (int r = 0; r < kNormRows; ++r) {
+      x[r] = kAdds ? rounded_sum(next[r], next_addend[r]) : next[r];
+      if (kAdds && inside && row + r < in.rows) in.sum.store(row + r, n, x[r]);
     }
+    if (kReadsAhead) read(row + kNormRows);  // on their way while these are worked on
 
     // Lane r % kNormRows has what concerns row r.
     const auto mean_of = [&](const auto& add_term) {
@@ -274,22 +280,23 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   }
 }
 
-/// Blocks of norm_rows_backward that a multiprocessor must hold; 0: as many as its registers let it. RMSNorm's of BF16 takes 101
-/// if it is let, and 80 at the price, where it casts, of 60 bytes that go through memory.
-template <bool kCentred, typename T>
-constexpr int kBackwardBlocks = !kCentred && sizeof(T) == 2 ? 2 : 0;
+/// Whether a block of norm_rows_backward gathers transposed bytes: large blocks do, of whole chunks.
+constexpr bool takes_stripes(std::int64_t block_rows) {
+  return block_rows >= kStripeRows;
+}
 
 /// Every block leaves the sums over its `block_rows` rows, a multiple of kNormRows, of dy xhat and, if kCentred, of dy in
-/// its rows of partials. If kCasts, transposed bytes go by stripes where block_rows is whole ones, else from registers.
+/// its rows of partials. If kCasts, transposed bytes go by stripes, the last of which may be a chunk, where takes_stripes, else
+/// from registers.
 template <bool kCentred, bool kCasts, typename T>
-__global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, T>)
+__global__ void __launch_bounds__(kFewWarpsThreads, 1)
     norm_rows_backward(NormGradient<T> in, std::int64_t rows, std::int64_t cols, std::int64_t block_rows,
                        int accumulate, Sink<T> dx, float* partials) {
   constexpr int kSums = kCentred ? 2 : 1;
   __shared__ BlockSums<kSums * kNormRows> sums;
   TransposedStripe stripe{};
   RowCast<T> output{};
-  const bool in_stripes = block_rows % kStripeRows == 0;
+  const bool in_stripes = takes_stripes(block_rows);
   if constexpr (kCasts) {
     stripe = {static_cast<unsigned*>(dynamic_shared_memory()), static_cast<int>(blockDim.x)};
     output.scale = *dx.scale;
@@ -303,13 +310,18 @@ __global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, T>)
   if (inside) Matrix<const float>{in.gain}.load(0, n, gain);
   int turn = 0;
   for (std::int64_t row = begin; row < end; row += kNormRows) {
-    Pack<T, kPack> x[kNormRows] = {}, dy[kNormRows] = {};
+    Pack<T, kPack> x[kNormRows] = {}, dy[kNormRows] = {}, before[kNormRows] = {};
     const std::int64_t of_lane = min(row + lane % kNormRows, rows - 1);
 #pragma unroll
     for (int r = 0; r < kNormRows; ++r) {
       if (!inside || row + r >= rows) continue;  // a row that is absent has no gradient
       x[r] = in.x.template pack<kPack>(row + r, n);
       dy[r] = in.dy.template pack<kPack>(row + r, n);
+    }
+    if (accumulate && inside) {
+#pragma unroll
+      for (int r = 0; r < kNormRows; ++r)
+        before[r] = dx.values.template pack<kPack>(min(row + r, rows - 1), n);
     }
     const float rstds = in.rstd[of_lane], means = kCentred ? in.mean[of_lane] : 0.0f;
     // xhat and the gradient of xhat of row r
@@ -349,7 +361,7 @@ __global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, T>)
       const float factor = __shfl_sync(kAllLanes, rstds, r), product = __shfl_sync(kAllLanes, averages, r);
       const float gradient = kCentred ? __shfl_sync(kAllLanes, averages, kNormRows + r) : 0.0f;
       if (!inside || row + r >= rows) continue;
-      if (accumulate) dx.values.load(row + r, n, old);
+      widen(before[r], old);
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
         const float value = factor * (d[i] * gain[i] - product * xhat[i] - gradient);
@@ -365,7 +377,7 @@ __global__ void __launch_bounds__(kNormThreads, kBackwardBlocks<kCentred, T>)
       // The sums of the next rows are one more barrier between these reads and what is written next.
       if (!in_stripes || (w + 1 < kStripeRows / kNormRows && row + kNormRows < end)) continue;
       __syncthreads();
-      stripe.write(dx.transposed, row - w * kNormRows, rows, cols);
+      stripe.write(dx.transposed, row - w * kNormRows, end, cols);
     }
   }
   if constexpr (kCasts) {

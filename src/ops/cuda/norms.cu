@@ -135,13 +135,13 @@ std::int64_t forward_rows(std::int64_t rows) {
 std::int64_t casting_rows(std::int64_t rows) {
   return rows < kStripeRows * kBusyBlocks ? kNormRows : kStripeRows;
 }
-/// Of norm_rows_backward: as many blocks as the 132 multiprocessors of an H100 run at once, with 80 registers per thread or,
-/// for LayerNorm, 104. The sums depend on it, so it is the same on other chips.
-std::int64_t backward_rows(std::int64_t rows, std::int64_t threads, bool centred) {
-  constexpr std::int64_t kMultiprocessors = 132;
-  const std::int64_t warps = centred ? 16 : 24;
-  const std::int64_t blocks = kMultiprocessors * std::max(std::int64_t{1}, warps / (threads / 32));
-  return blocks_for(blocks_for(rows, blocks), kNormRows) * kNormRows;
+/// Of norm_rows_backward: as many blocks as the 132 multiprocessors of an H100 run at once, with 128 registers a thread; whole
+/// chunks for blocks that may take stripes. The sums depend on it, so it is the same on other chips and without a cast.
+std::int64_t backward_rows(std::int64_t rows, std::int64_t threads) {
+  constexpr std::int64_t kMultiprocessors = 132, kWarps = kFewWarpsThreads / 32;
+  const std::int64_t blocks = kMultiprocessors * std::max(std::int64_t{1}, kWarps / (threads / 32));
+  const std::int64_t share = blocks_for(rows, blocks), unit = takes_stripes(share) ? kChunkRows : kNormRows;
+  return blocks_for(share, unit) * unit;
 }
 
 /// Whether norm_rows may cast to `output`: transposed rows are written in whole chunks of 16 bytes.
@@ -209,13 +209,12 @@ void backward_of_rows(const BackwardArguments& norm, const NormGradient<T>& in, 
                       bool accumulate_dx, Backend& backend, Stream stream) {
   constexpr int kSums = kCentred ? 2 : 1;
   const std::int64_t rows = norm.x.rows(), cols = norm.x.cols(), threads = threads_of_row(cols);
-  const std::int64_t block_rows = backward_rows(rows, threads, kCentred),
-                     blocks = blocks_for(rows, block_rows);
+  const std::int64_t block_rows = backward_rows(rows, threads), blocks = blocks_for(rows, block_rows);
   const Tensor partials = backend.allocate(DType::f32, {kSums * blocks, cols});
   const bool casts = dx.quantized.defined();
   const auto kernel = casts ? norm_rows_backward<kCentred, true, T> : norm_rows_backward<kCentred, false, T>;
   const auto shared =
-      static_cast<std::size_t>(casts && block_rows % kStripeRows == 0 ? TransposedStripe::size(threads) : 0);
+      static_cast<std::size_t>(casts && takes_stripes(block_rows) ? TransposedStripe::size(threads) : 0);
   launch(norm.name, kernel, {blocks, threads, shared}, stream, in, rows, cols, block_rows,
          static_cast<int>(accumulate_dx), sink_of<T>(dx), partials.data<float>());
   std::array<float*, kSums> sums{norm.dgain.data<float>()};
