@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) adamw_step(AdamWFactors f, const flo
   }
 }
 
-/// What `fill_tile` calls: updates elements and hands on their new values.
+/// A function of tiles: updates elements and hands on their new values.
 struct StepOfMatrix {
   AdamWFactors f;
   float decay, clip;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!usable(length, f.max_norm)) return;
   const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
   const CastTensor& tensor = all.tensors[index];
-  cast_part<2>(tensor, block - all.first_block[index], [&] {
+  cast_part(tensor, block - all.first_block[index], [&] {
     const std::int64_t cols = tensor.cols;
     return StepOfMatrix{f,
                         tensor.decays ? f.weight_decay : 0.0f,

@@ -54,9 +54,9 @@ struct TensorList {
   }
 };
 
-/// Casts what make_step()(row, column, results) gives for tile number `part` of a matrix: CastTensor, or one with the same members
-/// `rows`, `cols`, `sinks` and `packs`. A thread reads kAtOnce rows before it works on them. By all kTileThreads threads of a block.
-template <int kAtOnce, typename Matrix, typename MakeStep>
+/// Casts what the function make_step(), as produce_tile's, gives for tile number `part` of a matrix: CastTensor, or one with the
+/// same members `rows`, `cols`, `sinks` and `packs`. By all kTileThreads threads of a block.
+template <typename Matrix, typename MakeStep>
 __device__ void cast_part(const Matrix& matrix, std::int64_t part, const MakeStep& make_step) {
   __shared__ __align__(16) std::uint8_t bytes[1][kTileCols * kTilePitch];
   const Sink<float>& sink = matrix.sinks[0];
@@ -67,8 +67,7 @@ __device__ void cast_part(const Matrix& matrix, std::int64_t part, const MakeSte
   CastTrace traces[1];
   const float scales[1] = {*sink.scale};
   if (matrix.packs) {
-    fill_tile_by_packs<1, float, std::remove_const_t<decltype(step)>, kAtOnce>(step, matrix.sinks, tile,
-                                                                               scales, traces, bytes);
+    fill_tile_by_packs<1, float>(step, matrix.sinks, tile, scales, traces, bytes);
   } else {
     fill_tile<1, float>(step, matrix.sinks, tile, scales, traces, bytes);
   }

@@ -10,7 +10,7 @@
 namespace quaver::cuda {
 
 constexpr int kConsumers = 2, kConsumerRows = 64;
-constexpr int kWarpgroupTile = kConsumers * kConsumerRows;  ///< rows of a result that a block takes at once
+constexpr int kWarpgroupTile = kConsumers * kConsumerRows;  ///< rows of a gradient that a block takes at once
 constexpr int kWarpgroupBlock = (kConsumers + 1) * kWarpgroupThreads;
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 

@@ -183,7 +183,8 @@ template <bool kAdds, bool kCasts, typename T>
 __global__ void __launch_bounds__(kFewWarps<kAdds, kCasts> ? kFewWarpsThreads : kNormThreads,
                                   kFewWarps<kAdds, kCasts> ? 1 : 2)
     norm_rows(NormRows<T> in, float epsilon, int centred, std::int64_t block_rows, Sink<T> y) {
-  static_assert(kNormRows == 4 && kStripeRows % 16 == 0, "words and chunks of transposed rows");
+  static_assert(kNormRows == 4 && kChunkRows == 16 && kStripeRows % kChunkRows == 0,
+                "words and chunks of transposed rows");
   __shared__ BlockSums<kNormRows> sums;
   TransposedStripe stripe{};
   RowCast<T> output{};

@@ -147,8 +147,8 @@ std::int64_t backward_rows(std::int64_t rows, std::int64_t threads) {
 /// Whether norm_rows may cast to `output`: transposed rows are written in whole chunks of 16 bytes.
 bool stripes_fit(const Output& output, std::int64_t rows) {
   const Tensor& transposed = output.quantized.transposed;
-  return packs(output) &&
-         (!transposed || (rows % 16 == 0 && transposed.row_stride() % 16 == 0 && on_pack(transposed.raw())));
+  return packs(output) && (!transposed || (rows % kChunkRows == 0 && transposed.row_stride() % 16 == 0 &&
+                                           on_pack(transposed.raw())));
 }
 
 struct ForwardArguments {

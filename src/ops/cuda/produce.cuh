@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <utility>
 
 #include "ops/cuda/fp8.cuh"
 #include "ops/cuda/matrix.cuh"
@@ -218,10 +217,12 @@ __device__ void evaluate_at(const F& f, std::int64_t m, std::int64_t n, float (&
   f(m, n, f.template read<N>(m, n), results);
 }
 
-/// Rows of packs that a thread reads before it works on the first: all, so that more is under way at once, or one where there are
-/// no registers for more.
+/// Rows of packs that a thread reads before it works on the first: all, so that more is under way at once, or fewer where there
+/// are no registers for more.
 template <typename Operands, int kOutputs>
-constexpr int kRowsAtOnce = sizeof(Operands) * kOutputs <= 96 ? kThreadRows : 1;
+constexpr int kRowsAtOnce = sizeof(Operands) * kOutputs <= 96    ? kThreadRows
+                            : sizeof(Operands) * kOutputs <= 128 ? kThreadRows / 2
+                                                                 : 1;
 
 /// Element by element.
 template <int kOutputs, typename T, typename F>
@@ -247,8 +248,7 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
 
 /// A thread takes kThreadRows packs, one below the other, so that it holds whole words of the transposed rows. The lanes
 /// of a warp take 4 packs of 8 such groups of rows: their words fall into different banks.
-template <int kOutputs, typename T, typename F,
-          int kAtOnce = kRowsAtOnce<decltype(std::declval<F>().template read<kPack>(0, 0)), kOutputs>>
+template <int kOutputs, typename T, typename F>
 __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
                                    const OutputTile& tile, const float (&scales)[kOutputs],
                                    CastTrace (&traces)[kOutputs],
@@ -257,10 +257,12 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
   const int n = (warp % 2 * 4 + lane % 4) * kPack, m = (warp / 2 * 8 + lane / 4) * kThreadRows;
   const std::int64_t column = tile.column + n, row = tile.row + m;
   if (column >= tile.cols || row >= tile.rows) return;
+  using Operands = decltype(f.template read<kPack>(row, column));
+  constexpr int kAtOnce = kRowsAtOnce<Operands, kOutputs>;
   unsigned words[kOutputs][kPack / 4][kThreadRows] = {};
 #pragma unroll
   for (int first = 0; first < kThreadRows; first += kAtOnce) {
-    decltype(f.template read<kPack>(row, column)) operands[kAtOnce];
+    Operands operands[kAtOnce];
 #pragma unroll
     for (int r = 0; r < kAtOnce; ++r)
       operands[r] = f.template read<kPack>(min(row + first + r, tile.rows - 1), column);

@@ -131,9 +131,7 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!usable(*norm, max_norm)) return;
   const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
   const SteppedMatrix<V>& matrix = all.tensors[index];
-  cast_part<kThreadRows>(matrix, block - all.first_block[index], [&] {
-    return Identity<V>{{matrix.value, matrix.cols}};
-  });
+  cast_part(matrix, block - all.first_block[index], [&] { return Identity<V>{{matrix.value, matrix.cols}}; });
 }
 
 bool fits_tiles(const AdamWTensor& tensor) {
