@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "quaver/model_config.h"
+#include "quaver/products.h"
 #include "quaver/scaling.h"
 #include "quaver/tensor.h"
 
@@ -340,9 +341,10 @@ inline bool is_usable_norm(float norm, float max_norm) {
 }
 
 /// Makes a backend by name: "reference" (plain scalar code: the specification), "cpu" (vectorised, the same
-/// bits where the contract says so), "cuda". `threads` = 0 uses every processor. Throws Error(usage) for an
-/// unknown name, or with the reason when the backend is not part of this build.
-std::shared_ptr<Backend> make_backend(const std::string& name, int threads = 0);
+/// bits where the contract says so), "cuda". `threads` = 0 uses every processor. Threads and products are those of "cpu"; others
+/// have one way each. Throws Error(usage) for an unknown name, or with the reason when the backend is not part of this build.
+std::shared_ptr<Backend> make_backend(const std::string& name, int threads = 0,
+                                      Products products = Products::exact);
 
 /// The names `make_backend` knows, built in or not.
 std::vector<std::string> backend_names();

@@ -75,7 +75,7 @@ int bench_gemm(const BenchGemmArguments& arguments) {
       load_bench_config(arguments.config, arguments.overrides, arguments.micro_batch, arguments.context);
   if (!arguments.backend.empty()) config.backend = arguments.backend;
   config.precision = Precision::fp8;
-  const auto backend = make_backend(config.backend, config.threads);
+  const auto backend = make_backend(config.backend, config.threads, config.products);
   const std::vector<Row> rows = measure(arguments, config, *backend, backend);
   if (arguments.json) {
     nlohmann::ordered_json json = nlohmann::ordered_json::array();

@@ -45,14 +45,14 @@ std::vector<Use> uses_of(const BenchKernelsArguments& arguments) {
   std::set<int> counts{1, available_threads()};
   if (arguments.threads > 0) counts = {arguments.threads};
   std::vector<Use> uses;
-  for (const int threads : counts) uses.push_back({make_backend(name, threads), threads});
+  for (const int threads : counts) uses.push_back({make_backend(name, threads, arguments.products), threads});
   return uses;
 }
 
 /// A device's peak takes seconds: it is measured once.
-std::function<double()> peak_of(const Use& use) {
+std::function<double()> peak_of(const Use& use, Products products) {
   constexpr double kSeconds = 0.01;
-  if (use.threads > 0) return [=] { return cpu::measure_bf16_peak(use.threads, kSeconds); };
+  if (use.threads > 0) return [=] { return cpu::measure_bf16_peak(use.threads, kSeconds, products); };
   return [peak = measure_product_peak(*use.backend, kSeconds)] { return peak; };
 }
 
@@ -74,7 +74,7 @@ int bench_kernels(const BenchKernelsArguments& arguments) {
                "ratio");
   }
   std::vector<std::function<double()>> peaks;
-  for (const Use& use : uses) peaks.push_back(peak_of(use));
+  for (const Use& use : uses) peaks.push_back(peak_of(use, arguments.products));
   for (std::int64_t tokens : tokens_of(arguments, *uses.back().backend)) {
     for (const KernelCase& kernel : kernel_cases(tokens)) {
       if (kernel.name.find(arguments.only) == std::string::npos) continue;

@@ -13,7 +13,7 @@ namespace {
 
 StepMemory measure(RunConfig config, Precision precision) {
   config.precision = precision;
-  return measure_step_memory(make_backend(config.backend, config.threads), config);
+  return measure_step_memory(make_backend(config.backend, config.threads, config.products), config);
 }
 
 struct Part {

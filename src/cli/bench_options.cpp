@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <map>
 #include <memory>
 
 #include "cli/commands.h"
@@ -59,6 +60,11 @@ void add_bench_kernels(CLI::App& bench, Command& chosen) {
   command->add_option("--threads", arguments->threads, "of the host; default: one, and all processors")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
+  const std::map<std::string, Products> products{{"exact", Products::exact}, {"fast", Products::fast}};
+  command->add_option("--products", arguments->products, "exact or fast, as the key of run files")
+      ->transform(CLI::CheckedTransformer(products).description(""))
+      ->default_str("exact")
+      ->type_name("WORD");
   command->add_option("--rounds", arguments->rounds, "timed rounds of each operation")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "generate/sampling.h"
+#include "quaver/products.h"
 
 namespace quaver::cli {
 
@@ -166,6 +167,7 @@ struct BenchKernelsArguments {
   std::vector<std::int64_t> tokens;  ///< empty: as many as exceed the backend's caches
   std::string only;                  ///< operations whose name contains this
   int threads = 0;                   ///< of the host; 0: one, and all
+  Products products = Products::exact;
   int rounds = 9;
   bool json = false;
 };

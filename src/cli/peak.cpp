@@ -18,7 +18,7 @@ int threads_of(const RunConfig& config) {
 
 double measure_peak(const RunConfig& config, double seconds) {
   if (config.backend == "cuda") return measure_product_peak(*make_backend("cuda"), seconds);
-  return config.backend == "cpu" ? cpu::measure_bf16_peak(threads_of(config), seconds) : 0;
+  return config.backend == "cpu" ? cpu::measure_bf16_peak(threads_of(config), seconds, config.products) : 0;
 }
 
 std::function<double()> read_bandwidth_meter(const RunConfig& config, double seconds) {

@@ -65,7 +65,7 @@ GenerationBenchmark benchmark_generation(const RunConfig& config, std::int64_t c
   require(capacity <= config.model.context,
           "bench generate: {} cached and {} generated tokens exceed model.context = {}", cached, tokens + 1,
           config.model.context);
-  const auto backend = make_backend(config.backend, config.threads);
+  const auto backend = make_backend(config.backend, config.threads, config.products);
   Generation fp8(backend, config, Precision::fp8, capacity), bf16(backend, config, Precision::bf16, capacity);
   fp8.append(cached);
   bf16.append(cached);

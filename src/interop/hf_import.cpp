@@ -68,8 +68,8 @@ Loaded load(const HfImportOptions& options) {
   }
   Loaded loaded{model.architecture, {run_config(options, model.config), nullptr, 0}};
   const RunConfig& config = loaded.run.config;
-  loaded.run.model = std::make_unique<LanguageModel>(make_backend(config.backend, config.threads),
-                                                     config.model, config.train.seed);
+  loaded.run.model = std::make_unique<LanguageModel>(
+      make_backend(config.backend, config.threads, config.products), config.model, config.train.seed);
   naming(options.folder, [&] { write_parameters(*loaded.run.model, std::move(weights)); });
   return loaded;
 }

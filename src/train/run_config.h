@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "quaver/model_config.h"
+#include "quaver/products.h"
 #include "quaver/recipe.h"
 #include "text/corpus.h"
 
@@ -110,8 +111,9 @@ inline constexpr const char* kResumeNone = "none";
 
 struct RunConfig {
   Precision precision = Precision::fp8;
-  std::string backend = "cpu";  ///< "reference", "cpu" or "cuda"
-  int threads = 0;              ///< 0: every processor
+  std::string backend = "cpu";          ///< "reference", "cpu" or "cuda"
+  int threads = 0;                      ///< 0: every processor
+  Products products = Products::exact;  ///< of the backend "cpu"
   /// "auto": from the newest checkpoint in run.dir, if there is one; "none"; or a checkpoint (train/run_origin.h)
   std::string resume = kResumeAuto;
   ModelConfig model;

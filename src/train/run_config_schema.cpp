@@ -176,6 +176,8 @@ void add_top_level(std::vector<ConfigField>& fields) {
              "how Linears and activations are computed");
   top.word("backend", &RunConfig::backend, backend_names(), "where operations run");
   top.integer("threads", &RunConfig::threads, 0, 1024, "0: every processor");
+  top.choice("products", &RunConfig::products, {"exact", "fast"},
+             "of the backend \"cpu\": the same bits on every processor, or the speed of its matrix unit");
   top.text("resume", &RunConfig::resume,
            "\"auto\": go on with the run in run.dir; \"none\"; or a checkpoint to begin at");
 }

@@ -149,8 +149,8 @@ LoadedRun load_run(const std::string& run, std::span<const std::string> override
          "are whole, and quaver train resumes from them",
          fp8_file, step_of(fp8, fp8_file), loaded.step, checkpoints_path(run));
   }
-  loaded.model = std::make_unique<LanguageModel>(make_backend(config.backend, config.threads), config.model,
-                                                 config.train.seed);
+  loaded.model = std::make_unique<LanguageModel>(
+      make_backend(config.backend, config.threads, config.products), config.model, config.train.seed);
   apply_fp8_policy(*loaded.model, config.fp8, config.model.layers);
   load_parameters(*loaded.model, parameters, model_file);
   const std::vector<LinearState> states = fp8_state_from(fp8, fp8_file);

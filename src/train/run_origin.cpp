@@ -12,8 +12,9 @@
 namespace quaver {
 namespace {
 
-constexpr std::array<std::string_view, 18> kMayChange = {"backend",
+constexpr std::array<std::string_view, 19> kMayChange = {"backend",
                                                          "threads",
+                                                         "products",
                                                          "resume",
                                                          "run.dir",
                                                          "data.path",

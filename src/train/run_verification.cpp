@@ -62,7 +62,7 @@ std::string verify_model(const std::string& run) {
 std::string verify_training_state(FileSystem& files, const std::string& folder) {
   const CheckpointManifest manifest = verify_checkpoint(files, folder);
   const RunConfig config = load_run_config(config_path(folder), kOnHost);
-  Trainer trainer(make_backend(config.backend, config.threads), config);
+  Trainer trainer(make_backend(config.backend, config.threads, config.products), config);
   const RunProgress progress = restore_checkpoint(folder, trainer);
   require_step(progress.step, manifest.step, folder);
   require_step(trainer.steps() + progress.skipped, manifest.step, optimizer_path(folder));

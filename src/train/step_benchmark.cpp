@@ -41,7 +41,7 @@ int timed_threads(const Backend& backend, const RunConfig& config) {
 
 StepBenchmark benchmark_steps(const RunConfig& config, std::int64_t steps, const PeakMeter& measure_peak,
                               const std::function<void(std::int64_t)>& progress) {
-  const auto backend = make_backend(config.backend, config.threads);
+  const auto backend = make_backend(config.backend, config.threads, config.products);
   Trainer fp8(backend, with_precision(config, Precision::fp8)),
       bf16(backend, with_precision(config, Precision::bf16));
   std::vector<double> fp8_seconds, bf16_seconds, ratios, peaks;

@@ -34,8 +34,8 @@ std::vector<OperationProfile> medians_of(const std::map<std::string, Samples>& s
 StepProfile profile_steps(const RunConfig& config, std::int64_t steps,
                           const std::function<double()>& measure_peak,
                           const std::function<double()>& measure_copy) {
-  const auto backend =
-      std::make_shared<TimedBackend>(make_backend(config.backend, config.threads), config.threads);
+  const auto backend = std::make_shared<TimedBackend>(
+      make_backend(config.backend, config.threads, config.products), config.threads);
   require(
       backend->device() == Device::host,
       "profile: backend \"{}\" works beside the host, which cannot time its operations; use its own profiler",

@@ -85,7 +85,7 @@ class Run {
 
   Run(Lock lock, const RunOrigin& origin, TrainingObserver& observer, FileSystem& files)
       : Run(std::move(lock), origin, observer, files,
-            make_backend(origin.config.backend, origin.config.threads),
+            make_backend(origin.config.backend, origin.config.threads, origin.config.products),
             load_token_data(origin.config.data, origin.config.model.context, origin.config.model.vocab)) {}
 
   Run(Lock lock, const RunOrigin& origin, TrainingObserver& observer, FileSystem& files,

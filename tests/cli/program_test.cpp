@@ -82,7 +82,8 @@ TEST_F(ProgramTest, TheDoctorSaysWhatThereIsAndWhatToUse) {
   EXPECT_EQ(cuda.at("usable"), cuda.at("missing") == "");
   EXPECT_EQ(facts.at("recommended").at("backend"), cuda.at("usable") == true ? "cuda" : "cpu");
   const std::string text = run_program({"doctor"}).out;
-  for (const char* part : {"instruction-set level", "threads", "memory", "e4m3", "cuda  ", "train here with"})
+  for (const char* part :
+       {"instruction-set level", "matrix unit", "threads", "memory", "e4m3", "cuda  ", "train here with"})
     EXPECT_TRUE(contains(text, part)) << part << " in: " << text;
   expect_error(run_program({"doctor", "please"}), 2, {"please"});
 }

@@ -50,6 +50,8 @@ TEST(BackendFacts, TheLevelIsTheOneThatTheBackendChooses) {
     ASSERT_TRUE(facts.usable()) << facts.missing;
     EXPECT_EQ(detail(facts.devices[0], "instruction-set level"), cpu::name_of(level));
     EXPECT_NE(detail(facts.devices[0], "why that level").find("QUAVER_ISA"), std::string::npos);
+    const std::string unit = cpu::find_matrix_unit(level) ? "amx" : "none";
+    EXPECT_TRUE(detail(facts.devices[0], "matrix unit").starts_with(unit));
     EXPECT_EQ(native(facts.devices[0].types, "bf16"), level == cpu::Level::avx512);
     EXPECT_FALSE(native(facts.devices[0].types, "e4m3"));
   }

@@ -37,6 +37,7 @@ TEST(RunConfig, ReadsEveryKindOfField) {
   const RunConfig config = parse(R"(
 precision = "bf16"
 threads = 3
+products = "fast"
 [model]
 width = 48
 qkv = "separate"
@@ -65,6 +66,7 @@ dir = "runs/some"
 )");
   EXPECT_EQ(config.precision, Precision::bf16);
   EXPECT_EQ(config.threads, 3);
+  EXPECT_EQ(config.products, Products::fast);
   EXPECT_EQ(config.model.width, 48);
   EXPECT_FALSE(config.model.packed_qkv);
   EXPECT_EQ(config.model.gate, GateKind::headwise);
@@ -211,6 +213,8 @@ TEST(RunConfigErrors, UnknownChoice) {
   EXPECT_EQ(refusal("[train]\nschedule = \"linear\""),
             "x.toml:2:12: train.schedule: expected one of \"cosine\", \"wsd\", found \"linear\"");
   EXPECT_TRUE(contains(refusal("backend = \"cpuu\""), "did you mean \"cpu\"?"));
+  EXPECT_EQ(refusal("products = \"quick\""),
+            "x.toml:1:12: products: expected one of \"exact\", \"fast\", found \"quick\"");
   EXPECT_TRUE(contains(refusal("precision = 8"), "found 8"));
 }
 
@@ -295,7 +299,7 @@ TEST(Overrides, Errors) {
             "command line: train.lrr=1: unknown key; did you mean train.lr?");
   EXPECT_EQ(override_refusal("lr=1"), "command line: lr=1: unknown key; did you mean train.lr?");
   EXPECT_EQ(override_refusal("train=1"),
-            "command line: train=1: unknown key; known keys: precision, backend, threads, resume");
+            "command line: train=1: unknown key; known keys: precision, backend, threads, products, resume");
   EXPECT_EQ(override_refusal("train.lr"), "command line: train.lr: expected section.key=value");
   EXPECT_EQ(override_refusal("=1"), "command line: =1: expected section.key=value");
   EXPECT_EQ(override_refusal(""), "command line: : expected section.key=value");

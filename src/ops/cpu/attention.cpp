@@ -141,13 +141,18 @@ void attend_one_query(Backend& backend, const Threads& threads, const cpu::OneQu
 
 }  // namespace
 
+const cpu::AttentionKernels& CpuBackend::attention_kernels(DType dtype) const {
+  return unit_ && dtype == DType::bf16 ? *unit_->attention : *kernels_.attention;
+}
+
 void CpuBackend::attention(const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                            const Tensor& first_key, const Tensor& out, const Tensor& lse) {
   check_attention(shape, q, k, v, first_key, out, lse);
   if (out.elements() == 0) return;
-  const cpu::AttentionKernels& kernels = *kernels_.attention;
-  if (kernels.one_query && shape.query_len == 1 && !first_key && q.dtype() == DType::bf16)
-    return attend_one_query(*this, threads_, *kernels.one_query, shape, q, k, v, out, lse);
+  const cpu::OneQueryKernels* const one_query = kernels_.attention->one_query;
+  if (one_query && shape.query_len == 1 && !first_key && q.dtype() == DType::bf16)
+    return attend_one_query(*this, threads_, *one_query, shape, q, k, v, out, lse);
+  const cpu::AttentionKernels& kernels = attention_kernels(q.dtype());
   const AttentionSequence any = sequence_of(shape, q, first_key, lse, 0);
   const std::int64_t groups = shape.batch * shape.kv_heads, packed_size = kernels.packed_size(any);
   const std::int64_t scratch_size = kernels.forward_scratch(any);
@@ -183,7 +188,7 @@ void CpuBackend::attention_backward(const AttentionShape& shape, const Tensor& d
                                     const Tensor& dv) {
   check_attention_backward(shape, dout, q, k, v, first_key, out, lse, dq, dk, dv);
   if (shape.batch * shape.kv_heads * shape.head_dim == 0) return;
-  AttentionBackward(*this, threads_, *kernels_.attention->backward, shape, q, first_key, lse)
+  AttentionBackward(*this, threads_, *attention_kernels(q.dtype()).backward, shape, q, first_key, lse)
       .run(dout, q, k, v, first_key, out, lse, dq, dk, dv);
 }
 

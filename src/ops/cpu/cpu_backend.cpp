@@ -4,16 +4,23 @@
 
 namespace quaver {
 
-CpuBackend::CpuBackend(int threads) : CpuBackend(threads, cpu::choose_level()) {}
+CpuBackend::CpuBackend(int threads, Products products) : CpuBackend(threads, cpu::choose_level(), products) {}
 
-CpuBackend::CpuBackend(int threads, cpu::Level level) : CpuBackend(threads, level, cpu::kernels_of(level)) {}
+CpuBackend::CpuBackend(int threads, cpu::Level level, Products products)
+    : CpuBackend(threads, level, cpu::kernels_of(level)) {
+  products_ = products;
+  if (products == Products::fast) unit_ = cpu::find_matrix_unit(level);
+}
 
 CpuBackend::CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernels)
     : threads_(threads), level_(level), kernels_(kernels) {}
 
 std::string CpuBackend::describe() const {
-  return fmt::format("cpu ({}, {} {})", cpu::name_of(level_), threads_.count(),
-                     threads_.count() == 1 ? "thread" : "threads");
+  const bool missing = products_ == Products::fast && !unit_;
+  return fmt::format("cpu ({}{}, {} {}{})", cpu::name_of(level_),
+                     unit_ ? fmt::format(" + {}", unit_->name) : "", threads_.count(),
+                     threads_.count() == 1 ? "thread" : "threads",
+                     missing ? "; products = \"fast\" has no matrix unit here and is exact" : "");
 }
 
 }  // namespace quaver

@@ -3,7 +3,8 @@
 ///
 /// Work is cut by shape alone and partial results are combined in a fixed order: results do not depend on the
 /// number of threads. Nor do they depend on the instruction-set level, except for FP32 GEMMs and attention,
-/// which fuse multiplications and additions where the level can.
+/// which fuse multiplications and additions where the level can. With `Products::fast` and a matrix unit, products of BF16 and FP8
+/// numbers have that unit's bits.
 #pragma once
 
 #include <optional>
@@ -21,7 +22,7 @@ class StoredStep;
 class CpuBackend : public HostBackend {
  public:
   /// `threads` = 0 uses every processor. The level is `cpu::choose_level()`.
-  explicit CpuBackend(int threads);
+  explicit CpuBackend(int threads, Products products = Products::exact);
   /// With kernels of the caller's, compiled for `level`: for benchmarks of one against another.
   CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernels);
 
@@ -82,25 +83,30 @@ class CpuBackend : public HostBackend {
   void update_scales(std::span<const ScaleUpdate> updates) override;
 
  private:
-  CpuBackend(int threads, cpu::Level level);
+  CpuBackend(int threads, cpu::Level level, Products products);
 
   struct LastGemm {
     enum class Way {
       in_place,  ///< few rows times columns that were not packed
       one_tile,  ///< few rows
-      stripes
+      stripes,
+      matrix_unit
     };
     DType dtype;  ///< in which the operands were packed
     Way way;
     bool from_blocks;
   };
 
+  /// Of queries, keys and values of `dtype`.
+  const cpu::AttentionKernels& attention_kernels(DType dtype) const;
   /// One step of a tensor that is not all f32.
   void step_stored(const cpu::StoredStep& stored, const AdamWTensor& tensor);
 
   Threads threads_;
   cpu::Level level_;
   const cpu::Kernels& kernels_;
+  Products products_ = Products::exact;
+  const cpu::MatrixUnit* unit_ = nullptr;  ///< null: the level's kernels multiply
   std::optional<LastGemm> last_gemm_;
 };
 

@@ -44,6 +44,12 @@ std::vector<TypeFact> types_of(cpu::Level level) {
   return {{"f32", true, "FP32"}, {"bf16", dot_products, bf16}, {"e4m3", false, fp8}, {"e5m2", false, fp8}};
 }
 
+std::string unit_of(cpu::Level level) {
+  const cpu::MatrixUnit* const unit = cpu::find_matrix_unit(level);
+  if (!unit) return "none: products = \"fast\" computes exactly";
+  return fmt::format("{}: for products = \"fast\", BF16 and FP8 widened exactly to BF16", unit->name);
+}
+
 std::string names_of(const std::vector<cpu::Level>& levels) {
   std::vector<std::string_view> names;
   for (const cpu::Level level : levels) names.push_back(cpu::name_of(level));
@@ -73,6 +79,7 @@ BackendFacts find_cpu_facts() {
     processor.details.emplace_back("instruction-set level", std::string(cpu::name_of(level)));
     processor.details.emplace_back(
         "why that level", overridden ? fmt::format("QUAVER_ISA={}", wanted) : "the highest that it runs");
+    processor.details.emplace_back("matrix unit", unit_of(level));
     processor.types = types_of(level);
   } catch (const Error& error) {
     facts.missing = error.what();

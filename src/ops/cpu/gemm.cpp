@@ -5,6 +5,7 @@
 #include "ops/contracts.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/kernels/gemm.h"
+#include "ops/cpu/unit_product.h"
 #include "ops/host_operands.h"
 
 namespace quaver {
@@ -202,8 +203,13 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
   const Operand rows = operand_of(operands.a, kind == Gemm::wgrad);
   const Operand columns = operand_of(operands.b, kind != Gemm::fprop);
   last_gemm_ = LastGemm{operands.a.dtype(), LastGemm::Way::in_place, operands.a.dtype() != a.dtype()};
+  // With a unit too: the time of few rows is that of reading the columns.
   if (kernels_.gemm->few_rows && kernels_.gemm->few_rows->takes(rows, columns)) {
     return multiply_few_rows(*this, threads_, *kernels_.gemm, rows, columns, output);
+  }
+  if (unit_ && rows.element != Element::f32) {
+    last_gemm_->way = LastGemm::Way::matrix_unit;
+    return cpu::multiply_by_unit(*this, threads_, *unit_->gemm, rows, columns, output);
   }
   const Product product(*this, threads_, *kernels_.gemm, rows, columns, output);
   product.run();
@@ -213,15 +219,16 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
 std::string CpuBackend::last_gemm_kernel() const {
   if (!last_gemm_) return {};
   const auto& [dtype, way, from_blocks] = *last_gemm_;
-  const bool in_place = way == LastGemm::Way::in_place;
+  const bool in_place = way == LastGemm::Way::in_place, by_unit = way == LastGemm::Way::matrix_unit;
   const char* const widened = from_blocks      ? ", operands widened to bf16 first"
                               : !is_fp8(dtype) ? ""
                               : in_place       ? ", widened to bf16 in registers"
                                                : ", widened to bf16 while packing";
   const char* const cut = in_place                         ? ", few rows, weights in place"
+                          : by_unit                        ? ""
                           : way == LastGemm::Way::one_tile ? ", few rows"
                                                            : ", packed stripes";
-  return fmt::format("{} {}{}{}", cpu::name_of(level_), name_of(dtype), widened, cut);
+  return fmt::format("{} {}{}{}", by_unit ? unit_->name : cpu::name_of(level_), name_of(dtype), widened, cut);
 }
 
 }  // namespace quaver

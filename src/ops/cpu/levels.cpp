@@ -2,6 +2,11 @@
 
 #include <cstdlib>
 #include <string>
+#ifdef QUAVER_MATRIX_UNIT
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "base/check.h"
 
@@ -15,6 +20,11 @@ extern const Kernels kernels;
 }
 namespace avx512 {
 extern const Kernels kernels;
+}
+#endif
+#ifdef QUAVER_MATRIX_UNIT
+namespace amx {
+extern const MatrixUnit matrix_unit;
 }
 #endif
 
@@ -31,6 +41,21 @@ bool runs_avx512() {
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+#ifdef QUAVER_MATRIX_UNIT
+bool processor_has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) != 0 && (d & kAmxTile) != 0;
+}
+
+/// Tiles are 8 KiB that the system saves for a thread, so Linux (5.16 and later) gives them only to processes that ask. The
+/// permission is the process's, and that of threads it already has.
+bool system_grants_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
 
@@ -81,6 +106,13 @@ const Kernels& kernels_of(Level level) {
 #endif
   require(level == Level::baseline, "cpu level {} is not part of this build", name_of(level));
   return baseline::kernels;
+}
+
+const MatrixUnit* find_matrix_unit([[maybe_unused]] Level level) {
+#ifdef QUAVER_MATRIX_UNIT
+  if (level == Level::avx512 && processor_has_amx() && system_grants_tiles()) return &amx::matrix_unit;
+#endif
+  return nullptr;
 }
 
 }  // namespace quaver::cpu

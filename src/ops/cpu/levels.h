@@ -1,7 +1,9 @@
 /// Instruction-set levels of the CPU backend: every kernel is compiled once per level, and one level is
-/// chosen at run time.
+/// chosen at run time. Beside the levels stands the matrix unit that some processors have: its products have other bits,
+/// so a program must ask for it.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -36,6 +38,14 @@ struct Kernels {
   const ReductionKernels* reductions;
 };
 
+/// Products of BF16 and FP8 numbers in the processor's matrix unit; all else is the level's.
+struct MatrixUnit {
+  std::string_view name;
+  const AttentionKernels* attention;        ///< BF16, several queries
+  const GemmKernels* gemm;                  ///< BF16 and FP8, several rows
+  double (*peak)(std::int64_t iterations);  ///< as PeakKernels::bf16
+};
+
 /// baseline: what the compiler assumes anyway (x86-64: SSE2). avx2: x86-64-v3. avx512: x86-64-v4 with BF16
 /// and VBMI.
 enum class Level { baseline, avx2, avx512 };
@@ -51,5 +61,9 @@ Level choose_level();
 
 /// `level` must be one that this build has.
 const Kernels& kernels_of(Level level);
+
+/// The unit that goes with `level`, or null: this build, processor or operating system has none. Asks the operating system to let
+/// this process use it.
+const MatrixUnit* find_matrix_unit(Level level);
 
 }  // namespace quaver::cpu

@@ -31,10 +31,12 @@ double sum_of_rates(int threads, double seconds, const std::function<double(std:
 
 }  // namespace
 
-double measure_bf16_peak(int threads, double seconds) {
-  constexpr std::int64_t kIterations = 20000;  // well below a millisecond at any level
-  const PeakKernels& kernels = *kernels_of(choose_level()).peak;
-  return sum_of_rates(threads, seconds, [&](std::int64_t) { return kernels.bf16(kIterations); });
+double measure_bf16_peak(int threads, double seconds, Products products) {
+  constexpr std::int64_t kIterations = 20000;  // a millisecond at most
+  const Level level = choose_level();
+  const MatrixUnit* const unit = products == Products::fast ? find_matrix_unit(level) : nullptr;
+  const auto multiply = unit ? unit->peak : kernels_of(level).peak->bf16;
+  return sum_of_rates(threads, seconds, [&](std::int64_t) { return multiply(kIterations); });
 }
 
 ReadBandwidth::ReadBandwidth(int threads)

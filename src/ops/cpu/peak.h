@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "quaver/products.h"
+
 namespace quaver::cpu {
 
 /// Floating-point operations per second of `threads` threads that multiply and add in registers for about
-/// `seconds`, as a BF16 GEMM of the chosen level does.
-double measure_bf16_peak(int threads, double seconds);
+/// `seconds`, as a BF16 GEMM of the chosen level, with these products, does.
+double measure_bf16_peak(int threads, double seconds, Products products = Products::exact);
 
 /// Bytes per second that threads together read from memory, each a stretch of its own larger than the caches.
 class ReadBandwidth {

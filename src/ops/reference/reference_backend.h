@@ -9,9 +9,14 @@ namespace quaver {
 class ReferenceBackend : public HostBackend {
  public:
   using HostBackend::HostBackend;
+  /// `products` = fast: BF16 and FP8 products in the order of the CPU backend's matrix unit (Intel AMX).
+  explicit ReferenceBackend(Products products) : products_(products) {}
 
   std::string_view name() const override { return "reference"; }
-  std::string describe() const override { return "reference (scalar, one thread)"; }
+  std::string describe() const override {
+    return products_ == Products::fast ? "reference (scalar, one thread, sums of a matrix unit)"
+                                       : "reference (scalar, one thread)";
+  }
 
   void copy(const Tensor& source, const Tensor& destination) override;
   void fill(const Tensor& destination, double value) override;
@@ -65,6 +70,9 @@ class ReferenceBackend : public HostBackend {
   void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
              std::span<const AdamWTensor> tensors) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
+
+ private:
+  Products products_ = Products::exact;
 };
 
 }  // namespace quaver

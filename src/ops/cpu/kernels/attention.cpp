@@ -1,7 +1,4 @@
-#include "ops/cpu/kernels/attention.h"
-
-#include "ops/cpu/kernels/attention_blocks.h"
-#include "ops/cpu/kernels/attention_softmax.h"
+#include "ops/cpu/kernels/attention_forward.h"
 #if defined(__AVX512BF16__)
 #include "ops/cpu/kernels/attention_query.h"
 #endif
@@ -9,87 +6,14 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-/// Where the packed forms of one key/value head begin: keys, values across, and the blocks' flags.
-struct PackedHead {
-  explicit PackedHead(const BlockSizes& sizes)
-      : values(sizes.blocks * sizes.key_lanes),
-        flags(values + sizes.blocks * sizes.head_lanes),
-        size(flags + sizes.flags) {}
-  std::int64_t values, flags, size;
-};
-
-template <typename T>
-struct ForwardScratch {
-  ForwardScratch(const BlockSizes& sizes, float* memory) {
-    const ScratchPieces take{memory, size};
-    queries = take(kQueryBlock * sizes.head_row);
-    scores = take(kQueryBlock * kKeyBlock);
-    probabilities = reinterpret_cast<T*>(take(kQueryBlock * kKeyBlock));
-    packed_probabilities = take(kQueryBlock * sizes.key_row);
-    softmax = SoftmaxRows(take, kQueryBlock, sizes.width);
-  }
-  std::int64_t size = 0;
-  float *queries, *scores;
-  T* probabilities;
-  float* packed_probabilities;
-  SoftmaxRows softmax;
-};
-
-template <typename T>
-std::int64_t forward_scratch(const AttentionSequence& sequence) {
-  const BlockSizes sizes(sequence);
-  return ForwardScratch<T>(sizes, nullptr).size;
-}
-
-template <typename T>
-void forward(const AttentionSequence& sequence, const AttentionHead& head, const float* packed,
-             std::int64_t begin, std::int64_t end, float* memory) {
-  using Math = typename ElementOf<T>::Math;
-  const BlockSizes sizes(sequence);
-  const PackedHead where(sizes);
-  const float* packed_values = packed + where.values;
-  const ForwardScratch<T> scratch(sizes, memory);
-  const std::int64_t rows = end - begin, d = sequence.head_dim;
-  const PackedRows queries =
-      pack_as_rows(row_of<T>(head.q, begin), head.q.stride, rows, d, true, scratch.queries);
-  // Whole panels: one query of a cached sequence does not pay for kQueryBlock of them.
-  scratch.softmax.start(round_up(rows, kRows));
-
-  const KeyRange range = visible_keys(sequence, begin, end);
-  for (std::int64_t block = range.lo / kKeyBlock; block * kKeyBlock < range.hi; ++block) {
-    const BlockPair pair(sequence, begin, rows, block * kKeyBlock);
-    multiply_to_keys<Math>(pair, queries, packed + block * sizes.key_lanes, sizes.head_steps, scratch.scores);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      scratch.softmax.add(row, within_block(visible_keys(sequence, begin + row), pair.key),
-                          sequence.scale * kLog2E, scratch.scores + row * kKeyBlock,
-                          scratch.probabilities + row * kKeyBlock);
-    }
-    const PackedRows probabilities =
-        pack_as_rows(scratch.probabilities, kKeyBlock, rows, pair.keys, true, scratch.packed_probabilities);
-    multiply_over_keys<Math>(pair, probabilities, packed_values + block * sizes.head_lanes, d,
-                             steps_of(sequence.element, pair.keys), scratch.softmax.out, sizes.width);
-    if (packed[where.flags + block] != 0) {
-      add_nonfinite<SumOver::keys>(sequence, pair, scratch.probabilities, head.v, scratch.softmax.out,
-                                   sizes.width);
-    }
-  }
-  scratch.softmax.template store_results<T>(sequence, head, begin, end);
-}
-
-std::int64_t packed_size(const AttentionSequence& sequence) {
-  return PackedHead(BlockSizes(sequence)).size;
-}
-
 void pack_keys(const AttentionSequence& sequence, const HeadMatrix& k, float* packed) {
   if (sequence.element == Element::bf16) return pack_key_blocks<Bf16>(sequence, k, packed);
   pack_key_blocks<float>(sequence, k, packed);
 }
 
-void pack_values(const AttentionSequence& sequence, const HeadMatrix& v, float* packed) {
-  const PackedHead where{BlockSizes(sequence)};
-  float *const values = packed + where.values, *const flags = packed + where.flags;
-  if (sequence.element == Element::bf16) return pack_key_blocks_across<Bf16>(sequence, v, values, flags);
-  pack_key_blocks_across<float>(sequence, v, values, flags);
+void pack_values_any(const AttentionSequence& sequence, const HeadMatrix& v, float* packed) {
+  if (sequence.element == Element::bf16) return pack_values<Bf16>(sequence, v, packed);
+  pack_values<float>(sequence, v, packed);
 }
 
 std::int64_t forward_scratch_any(const AttentionSequence& sequence) {
@@ -112,9 +36,9 @@ constexpr const OneQueryKernels* kOneQuery = nullptr;
 }  // namespace
 
 const AttentionKernels attention_kernels = {
-    .packed_size = packed_size,
+    .packed_size = forward_pack_size,
     .pack_keys = pack_keys,
-    .pack_values = pack_values,
+    .pack_values = pack_values_any,
     .forward_scratch = forward_scratch_any,
     .forward = forward_any,
     .one_query = kOneQuery,

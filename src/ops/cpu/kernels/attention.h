@@ -85,5 +85,8 @@ extern const AttentionKernels attention_kernels;
 namespace avx512 {
 extern const AttentionKernels attention_kernels;
 }
+namespace amx {
+extern const AttentionKernels attention_kernels;  ///< BF16 alone
+}
 
 }  // namespace quaver::cpu

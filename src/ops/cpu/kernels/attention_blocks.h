@@ -157,7 +157,7 @@ void multiply_over_keys(const BlockPair& pair, PackedRows weights, const float* 
                         std::int64_t steps, float* sums, std::int64_t stride) {
   multiply_block<Math>(weights, values, pair.rows, columns, steps, sums, stride, true, [&](std::int64_t row) {
     const std::int64_t end = (pair.visible(row) + Math::kStepSize - 1) / Math::kStepSize;
-    return NeededPart{columns, 0, end};
+    return NeededPart{columns, 0, round_up(end, kStepMultiple)};
   });
 }
 
@@ -167,7 +167,8 @@ void multiply_over_queries(const BlockPair& pair, PackedRows weights, const floa
                            std::int64_t columns, std::int64_t steps, float* sums, std::int64_t stride) {
   multiply_block<Math>(weights, queries, pair.keys, columns, steps, sums, stride, true,
                        [&](std::int64_t row) {
-                         return NeededPart{columns, pair.unseeing(row) / Math::kStepSize, steps};
+                         const std::int64_t first = pair.unseeing(row) / Math::kStepSize;
+                         return NeededPart{columns, first / kStepMultiple * kStepMultiple, steps};
                        });
 }
 

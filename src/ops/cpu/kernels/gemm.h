@@ -69,10 +69,10 @@ struct FewRowsKernels {
   void (*multiply)(const FewRowsTile& tile);
 };
 
-/// Packed rows stand one after the other if their source lies along the contraction (no transposition), or
-/// else side by side in panels of row_panel, step after step. `lanes` rows take
+/// Packed rows stand one after the other if their source lies along the contraction (no transposition) or the level multiplies
+/// tiles, or else side by side in panels of row_panel, step after step. `lanes` rows take
 /// round_up(lanes, row_panel) * (packed_row_stride, or steps if that is 0) units, a group of columns
-/// round_up(lanes, vector) * steps, with steps = ceil(contraction / step_size(element)). Packed memory is
+/// round_up(lanes, vector) * steps, with `steps` of the level. Packed memory is
 /// 64-byte aligned.
 struct GemmKernels {
   std::int64_t row_panel;  ///< rows of one packed panel
@@ -96,6 +96,9 @@ extern const GemmKernels gemm_kernels;
 }
 namespace avx512 {
 extern const GemmKernels gemm_kernels;
+}
+namespace amx {
+extern const GemmKernels gemm_kernels;  ///< without FP32
 }
 
 }  // namespace quaver::cpu

@@ -7,12 +7,17 @@
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__)
+#include "ops/cpu/kernels/tiles.h"
+#endif
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-// kRows * kMaxVectors sums, kMaxVectors columns and one broadcast fill the level's registers.
-#if defined(__AVX512F__)
+// With tiles: 2 x 2 tiles of sums. Else kRows * kMaxVectors sums, kMaxVectors columns and one broadcast fill the level's registers.
+#if defined(__AMX_BF16__)
+constexpr int kVector = 16, kMaxVectors = 2, kRows = 32;
+#elif defined(__AVX512F__)
 constexpr int kVector = 16, kMaxVectors = 3, kRows = 8;
 #elif defined(__AVX2__)
 constexpr int kVector = 8, kMaxVectors = 3, kRows = 4;
@@ -20,6 +25,13 @@ constexpr int kVector = 8, kMaxVectors = 3, kRows = 4;
 constexpr int kVector = 4, kMaxVectors = 2, kRows = 4;
 #endif
 constexpr int kPanelColumns = kVector * kMaxVectors;
+
+/// Steps of a packed contraction of BF16 pairs come in multiples of this; the last ones are zeros.
+#if defined(__AMX_BF16__)
+constexpr std::int64_t kStepMultiple = kTileSteps;
+#else
+constexpr std::int64_t kStepMultiple = 1;
+#endif
 
 typedef float Vector __attribute__((vector_size(kVector * 4), may_alias));
 typedef float UnalignedVector __attribute__((vector_size(kVector * 4), may_alias, aligned(4)));
@@ -50,7 +62,16 @@ struct MultiplyAdd {
   }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+
+/// Products of tiles (tiles.h); rows are packed one after the other.
+struct TileProducts {
+  static constexpr int kStepSize = 2;
+};
+using Bf16Math = TileProducts;
+using Fp8Math = TileProducts;
+
+#elif defined(__AVX512BF16__)
 
 /// sum = a.low * b.low + (sum + a.high * b.high), each rounded once, denormals flushed. As inline assembly
 /// because g++ 12 moves the sums to and from memory when it is given the intrinsic in some surroundings.
@@ -199,6 +220,18 @@ void multiply_panel(int vectors, PackedRows a, const float* b, std::int64_t step
   return multiply_panel<Math, Rows, kMaxVectors>(a, b, steps, carried, end);
 }
 
+#if defined(__AMX_BF16__)
+
+/// The first `rows` of a panel; up to 15 rows more may be computed, but never more than kRows. The sums are kept.
+template <class Math>
+void multiply_panel(std::int64_t rows, int vectors, PackedRows a, const float* b, std::int64_t steps,
+                    CarriedSums carried, const KeepSums& kept) {
+  multiply_tiles(rows, vectors, {a.data, a.stride}, {b, vectors * kVector}, steps,
+                 {carried.sums, carried.stride}, kept.sums, kept.stride);
+}
+
+#else
+
 /// The same for the first `rows` of a panel: a few rows more may be computed, but never more than kRows.
 template <class Math, class Finish>
 void multiply_panel(std::int64_t rows, int vectors, PackedRows a, const float* b, std::int64_t steps,
@@ -209,8 +242,15 @@ void multiply_panel(std::int64_t rows, int vectors, PackedRows a, const float* b
   return multiply_panel<Math, kRows>(vectors, a, b, steps, carried, end);
 }
 
+#endif
+
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+/// Steps of a packed contraction of pairs.
+constexpr std::int64_t pair_steps_of(std::int64_t contraction) {
+  return round_up((contraction + 1) / 2, kStepMultiple);
 }
 
 /// Cuts a group of columns into panels of nearly equal width, at most kMaxVectors vectors: calls body(first

@@ -63,7 +63,7 @@ constexpr std::int64_t lower(std::int64_t a, std::int64_t b) {
 /// every level.
 constexpr std::int64_t steps_of(Element element, std::int64_t contraction) {
   if (element == Element::f32) return contraction;
-  if (Fp8Math::kStepSize == 2) return (contraction + 1) / 2;
+  if (Fp8Math::kStepSize == 2) return pair_steps_of(contraction);
   return element == Element::bf16 ? round_up(contraction, 2) : contraction;
 }
 
@@ -74,8 +74,11 @@ constexpr std::int64_t row_stride(Element element, std::int64_t contraction) {
   return (round_up(steps_of(element, contraction), kLine) / kLine | 1) * kLine;
 }
 
+/// Tiles read the steps of one row after the other.
+constexpr bool kAlwaysInTurn = kStepMultiple > 1;
+
 inline std::int64_t packed_row_stride(const Operand& source) {
-  return source.along_contraction ? row_stride(source.element, source.contraction) : 0;
+  return source.along_contraction || kAlwaysInTurn ? row_stride(source.element, source.contraction) : 0;
 }
 
 /// Contraction steps packed for all lanes before the next: source lines shared by neighbouring lanes stay in
@@ -157,15 +160,15 @@ void pack_rows_side_by_side(const Operand& source, std::int64_t begin, std::int6
 }
 
 void pack_rows(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
-  const bool in_turn = source.along_contraction;
+  const std::int64_t stride = packed_row_stride(source);
+  const bool in_turn = stride != 0;
   if (in_turn) {  // the panel's missing rows
-    const std::int64_t stride = packed_row_stride(source);
     const std::int64_t rows = round_up(end - begin, kRows);
     for (std::int64_t i = (end - begin) * stride; i < rows * stride; ++i) packed[i] = 0;
   }
 #if defined(__AVX512BF16__)
   if (source.element != Element::f32) {
-    return in_turn ? pack_row_pairs_in_turn(source, begin, end, packed, packed_row_stride(source))
+    return in_turn ? pack_row_pairs_in_turn(source, begin, end, packed, stride)
                    : pack_row_pairs_side_by_side(source, begin, end, packed);
   }
 #endif

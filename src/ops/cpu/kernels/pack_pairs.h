@@ -297,10 +297,45 @@ struct RowSink {
 /// the outer private cache.
 constexpr std::int64_t kPackPairSteps = 4096;
 
-/// Rows one after the other, `stride` floats apart; the end of a row is zeros up to a whole vector.
+/// Rows one after the other, `stride` floats apart; the end of a row is zeros up to a whole vector. The rows lie across the
+/// contraction: 16 pairs of steps of 64 of them are read, and transposed 16 by 16.
 template <class Pairs>
-void pack_row_pairs_in_turn(const Operand& source, std::int64_t begin, std::int64_t end, float* packed,
-                            std::int64_t stride) {
+void pack_row_pairs_across(const Operand& source, std::int64_t begin, std::int64_t end, float* packed,
+                           std::int64_t stride) {
+  const Pairs pairs(source);
+  for (std::int64_t k = 0; k < source.contraction; k += 32) {
+    const std::int64_t left = source.contraction - k;
+    for (std::int64_t lane = begin; lane < end; lane += kMaxAcross * kVector) {
+      __m512i units[16][kMaxAcross];
+      for (int i = 0; i < 16; ++i) {
+        if (2 * i < left) {
+          pairs.across(lane, end - lane, k + 2 * i, 2 * i + 1 < left, units[i]);
+        } else {
+          for (__m512i& none : units[i]) none = _mm512_setzero_si512();
+        }
+      }
+      for (int v = 0; v < kMaxAcross && lane + v * kVector < end; ++v) {
+        __m512i rows[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) rows[i] = units[i][v];
+        transpose(rows);
+        float* const to = packed + (lane + v * kVector - begin) * stride + k / 2;
+        const std::int64_t count = end - lane - v * kVector;
+        if (count >= 16) {
+#pragma GCC unroll 16
+          for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * stride, rows[i]);
+        } else {
+          for (int i = 0; i < count; ++i) _mm512_store_si512(to + i * stride, rows[i]);
+        }
+      }
+    }
+  }
+}
+
+/// The same of rows that lie along it.
+template <class Pairs>
+void pack_row_pairs_along(const Operand& source, std::int64_t begin, std::int64_t end, float* packed,
+                          std::int64_t stride) {
   const Pairs pairs(source);
   const std::int64_t whole = source.contraction / 32 * 32;
   const auto rest = low_bits<__mmask32>(source.contraction - whole);
@@ -313,8 +348,15 @@ void pack_row_pairs_in_turn(const Operand& source, std::int64_t begin, std::int6
 }
 
 template <class Pairs>
+void pack_row_pairs_in_turn(const Operand& source, std::int64_t begin, std::int64_t end, float* packed,
+                            std::int64_t stride) {
+  source.along_contraction ? pack_row_pairs_along<Pairs>(source, begin, end, packed, stride)
+                           : pack_row_pairs_across<Pairs>(source, begin, end, packed, stride);
+}
+
+template <class Pairs>
 void pack_row_pairs_side_by_side(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
-  static_assert(kRows == 8);
+  static_assert(kRows == 8 || kStepMultiple > 1);
   const Pairs pairs(source);
   const std::int64_t steps = (source.contraction + 1) / 2;
   for (std::int64_t k = 0; k < source.contraction; k += kPackPairSteps) {
@@ -329,11 +371,22 @@ void pack_row_pairs_side_by_side(const Operand& source, std::int64_t begin, std:
   }
 }
 
+/// What a panel of `width` columns has beyond the contraction.
+inline void clear_last_steps(float* panel, std::int64_t width, std::int64_t contraction) {
+  for (std::int64_t pair = (contraction + 1) / 2; pair < pair_steps_of(contraction); ++pair) {
+    for (std::int64_t i = 0; i < width; i += kVector)
+      _mm512_store_si512(panel + pair * width + i, _mm512_setzero_si512());
+  }
+}
+
 template <class Pairs>
 void pack_column_pairs(const Operand& source, std::int64_t begin, std::int64_t end, float* packed) {
   static_assert(kVector == 16);
   const Pairs pairs(source);
-  const std::int64_t steps = (source.contraction + 1) / 2;
+  const std::int64_t steps = pair_steps_of(source.contraction);
+  for_column_panels(end - begin, [&](std::int64_t column, int vectors) {
+    clear_last_steps(packed + column * steps, vectors * kVector, source.contraction);
+  });
   for (std::int64_t k = 0; k < source.contraction; k += kPackPairSteps) {
     const std::int64_t k_end =
         k + kPackPairSteps < source.contraction ? k + kPackPairSteps : source.contraction;
