@@ -33,13 +33,16 @@ BlockScale block_scale_of(const OperandCast& cast, float amax, bool nan, float t
   return {scale_inv, scale_inv == 0 ? 0 : tensor_scale / scale_inv};
 }
 
+std::uint8_t scale_byte(DType stored, float scale_inv) {
+  return stored == DType::e8m0 ? e8m0_encode(scale_inv) : fp8_encode(stored, scale_inv);
+}
+
 void store_scale(const BlockScales& blocks, std::int64_t index, float scale_inv) {
   const DType stored = blocks.scale_inv.dtype();
   if (stored == DType::f32) {
     blocks.scale_inv.data<float>()[index] = scale_inv;
   } else {
-    blocks.scale_inv.data<std::uint8_t>()[index] =
-        stored == DType::e8m0 ? e8m0_encode(scale_inv) : fp8_encode(stored, scale_inv);
+    blocks.scale_inv.data<std::uint8_t>()[index] = scale_byte(stored, scale_inv);
   }
 }
 

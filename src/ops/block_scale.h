@@ -16,6 +16,9 @@ struct BlockScale {
 /// `nan`: whether the block has one. `largest`: fp8_max of the element type.
 BlockScale block_scale_of(const OperandCast& cast, float amax, bool nan, float tensor_scale, float largest);
 
+/// In a type of one byte.
+std::uint8_t scale_byte(DType stored, float scale_inv);
+
 /// Entry `index` of the scales of blocks; a store writes what `block_scale_of` rounded.
 void store_scale(const BlockScales& blocks, std::int64_t index, float scale_inv);
 float load_scale(const BlockScales& blocks, std::int64_t index);

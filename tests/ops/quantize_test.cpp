@@ -8,6 +8,8 @@
 #include <limits>
 
 #include "base/random.h"
+#include "ops/cpu/levels.h"
+#include "ops/pointwise_support.h"
 #include "quaver/backend.h"
 #include "quaver/fp8_format.h"
 #include "support/errors.h"
@@ -286,6 +288,76 @@ TEST(QuantizeOnCpu, HasTheBitsOfTheReference) {
           EXPECT_TRUE(same_numbers(found.values, expected.values)) << what;
           EXPECT_EQ(found.counters, expected.counters) << what;
         }
+      }
+    }
+  }
+}
+
+/// Finite numbers: the rows' magnitudes from BF16's least to its largest, in each row of blocks some that underflow, become
+/// subnormal, or are zero.
+std::vector<float> finite_numbers(std::int64_t rows, std::int64_t cols) {
+  const Random random(5, 1);
+  std::vector<float> values;
+  for (std::int64_t m = 0; m < rows; ++m) {
+    const int exponent = static_cast<int>(m * 251 % 259) - 133;
+    for (std::int64_t n = 0; n < cols; ++n) {
+      const auto index = static_cast<std::uint64_t>(m * cols + n);
+      const int down =
+          random.bits(2 * index) % 4 == 0 ? static_cast<int>(random.bits(2 * index) >> 8 & 31) : 0;
+      const float mantissa = 1 + static_cast<float>(random.bits(2 * index + 1) & 127) / 128;
+      const float value = std::ldexp(mantissa, std::max(-133, exponent - down));
+      const auto kind = random.bits(2 * index + 1) >> 32 & 31;
+      values.push_back(kind == 0 ? 0.0f : kind == 1 ? -0.0f : kind < 16 ? -value : value);
+    }
+  }
+  return values;
+}
+
+/// Powers of two in blocks have a way of their own where the level has instructions for it.
+TEST(QuantizeOnCpu, FiniteBlocksHaveTheBitsOfTheReferenceAtEveryLevel) {
+  const auto reference = make_backend("reference");
+  constexpr std::int64_t kRows = 261, kCols = 2211;
+  const std::vector<float> numbers = finite_numbers(kRows, kCols);
+  const Tensor x = upload(*reference, numbers, {kRows, kCols}, DType::bf16);
+  for (const OperandCast& how : all_casts()) {
+    if (how.stochastic || how.hadamard || how.format == DType::e2m1) continue;
+    const Cast expected = cast_on(*reference, x, how);
+    for (const auto& cpu : testing::cpu_backends()) {
+      const Cast found = cast_on(*cpu, upload(*cpu, numbers, {kRows, kCols}, DType::bf16), how);
+      const std::string what = fmt::format("{} to {} in {} x {}", cpu->describe(), name_of(how.format),
+                                           how.block_rows, how.block_cols);
+      EXPECT_TRUE(found.bytes == expected.bytes) << what;
+      EXPECT_TRUE(found.scales == expected.scales) << what;
+      EXPECT_EQ(found.counters, expected.counters) << what;
+    }
+  }
+}
+
+TEST(QuantizeOnCpu, TwoCastsAtOnceAreTwoCasts) {
+  const auto reference = make_backend("reference");
+  constexpr std::int64_t kRows = 261, kCols = 2211;
+  std::vector<float> numbers = finite_numbers(kRows, kCols);
+  numbers[3 * kCols + 700] = kNan;  // a block of the general way among the others
+  numbers[200 * kCols + 2100] = -kInf;
+  for (const Recipe& recipe : std::vector<Recipe>{BlockScaling{}, Mxfp8Scaling{Fp8Format::hybrid}}) {
+    const OperandCast rows = cast_of(recipe, OperandRole::grad_output, Gemm::dgrad),
+                      columns = cast_of(recipe, OperandRole::grad_output, Gemm::wgrad);
+    const Tensor x = upload(*reference, numbers, {kRows, kCols}, DType::bf16);
+    const Cast by_rows = cast_on(*reference, x, rows), by_columns = cast_on(*reference, x, columns);
+    for (const auto& cpu : testing::cpu_backends()) {
+      const Tensor same = upload(*cpu, numbers, {kRows, kCols}, DType::bf16);
+      const QuantizedTensor first = allocate_quantized(*cpu, rows, kRows, kCols),
+                            second = allocate_quantized(*cpu, columns, kRows, kCols);
+      const Tensor counters = cpu->allocate(DType::i64, {kCastCounters});
+      cpu->fill(counters, 0);
+      cpu->quantize_both(same, {rows, kNoise, first}, {columns, kNoise, second}, counters);
+      EXPECT_TRUE(raw_bytes(first.bytes) == by_rows.bytes) << cpu->describe();
+      EXPECT_TRUE(raw_bytes(second.bytes) == by_columns.bytes) << cpu->describe();
+      EXPECT_TRUE(raw_bytes(first.blocks.scale_inv) == by_rows.scales) << cpu->describe();
+      EXPECT_TRUE(raw_bytes(second.blocks.scale_inv) == by_columns.scales) << cpu->describe();
+      for (int i = 0; i < kCastCounters; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        EXPECT_EQ(counters.data<std::int64_t>()[i], by_rows.counters[at] + by_columns.counters[at]) << i;
       }
     }
   }

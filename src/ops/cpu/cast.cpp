@@ -15,9 +15,8 @@ void CpuBackend::cast(const Tensor& x, const Output& output) {
   Production production(output, pieces);
   threads_.for_each(pieces.count(), [&](std::int64_t index) {
     const Piece piece = pieces.at(index);
-    ProducerRows to = production.at(piece, real_of(x));
-    to.streams = x.elements() >= kStreamedBytes;
-    kernels_.cast->cast(real_of(x), piece.extent, part(const_rows(x), piece, real_of(x)), to);
+    kernels_.cast->cast(real_of(x), piece.extent, part(const_rows(x), piece, real_of(x)),
+                        production.at(piece, real_of(x)));
   });
   production.finish();
 }

@@ -37,6 +37,8 @@ class CpuBackend : public HostBackend {
   void cast(const Tensor& x, const Output& output) override;
   void quantize(const Tensor& x, const OperandCast& cast, const CastNoise& noise, const Tensor& counters,
                 const QuantizedTensor& out) override;
+  void quantize_both(const Tensor& x, const CastTask& first, const CastTask& second,
+                     const Tensor& counters) override;
   void dequantize(const QuantizedTensor& q, const Tensor& values) override;
   void count_exponents(const Tensor& x, const Tensor& counts) override;
   bool has_column_scales() const override { return true; }

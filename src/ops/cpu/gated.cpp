@@ -29,10 +29,8 @@ void gated_backward(const Threads& threads, const PointwiseKernels& kernels, Cur
     const Piece piece = pieces.at(index);
     kernels.gated_backward(curve, real, piece.extent, part(const_rows(d), piece, real),
                            part(const_rows(g), piece, real), part(const_rows(u), piece, real),
-                           dg_production.at(piece, real), du_production.at(piece, real));
-    if (is_wanted(out))
-      kernels.gated(curve, real, piece.extent, part(const_rows(g), piece, real),
-                    part(const_rows(u), piece, real), again.at(piece, real));
+                           dg_production.at(piece, real), du_production.at(piece, real),
+                           again.at(piece, real));
   });
   dg_production.finish();
   du_production.finish();

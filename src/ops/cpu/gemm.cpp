@@ -172,18 +172,23 @@ void multiply_few_rows(Backend& backend, const Threads& threads, const GemmKerne
   const std::int64_t stride = kernels.packed_row_stride(a);
   const Tensor packed = backend.allocate(DType::f32, {a.lanes * stride});
   few.pack_rows(a, packed.data<float>());
-  threads.for_each(ceil_div(b.lanes, few.columns), [&](std::int64_t item) {
-    const Range columns = block_of({0, b.lanes}, item, few.columns);
-    // The threads take items in turn, so that a thread's next is likely to be as many further as there are threads.
-    few.multiply({.rows = packed.data<float>(),
-                  .row_stride = stride,
-                  .row_count = a.lanes,
-                  .columns = b,
-                  .begin = columns.begin,
-                  .end = columns.end,
-                  .next = columns.begin + threads.count() * few.columns,
-                  .fetched = item >= threads.count(),
-                  .out = out});
+  // A thread's tiles lie side by side: each fetches the next one whole, and must know which that is.
+  const std::int64_t tiles = ceil_div(b.lanes, few.columns);
+  const std::int64_t runs = std::min<std::int64_t>(tiles, threads.count());
+  threads.for_each(runs, [&](std::int64_t run) {
+    const std::int64_t first = tiles * run / runs, end = tiles * (run + 1) / runs;
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      const Range columns = block_of({0, b.lanes}, tile, few.columns);
+      few.multiply({.rows = packed.data<float>(),
+                    .row_stride = stride,
+                    .row_count = a.lanes,
+                    .columns = b,
+                    .begin = columns.begin,
+                    .end = columns.end,
+                    .next = tile + 1 < end ? columns.end : b.lanes,
+                    .fetched = tile > first,
+                    .out = out});
+    }
   });
 }
 

@@ -11,6 +11,7 @@ namespace quaver::cpu {
 
 struct AdamWKernels;
 struct AttentionKernels;
+struct Bf16BlockKernels;
 struct BlockCastKernels;
 struct CastKernels;
 struct CrossEntropyKernels;
@@ -26,6 +27,7 @@ struct ReductionKernels;
 struct Kernels {
   const AdamWKernels* adamw;
   const AttentionKernels* attention;
+  const Bf16BlockKernels* bf16_blocks;
   const BlockCastKernels* block_cast;
   const CastKernels* cast;
   const CrossEntropyKernels* cross_entropy;

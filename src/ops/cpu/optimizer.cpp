@@ -95,9 +95,8 @@ void CpuBackend::adamw(const AdamWStep& step, const Tensor& norm, float max_norm
       const std::int64_t begin = piece.row * extent.cols + piece.col;
       step_piece(kernels_, factors, tensor, begin, piece.extent.rows * piece.extent.cols);
       if (!cast.quantized.defined()) return;
-      ProducerRows to = production.at(piece, Real::f32);
-      to.streams = tensor.value.elements() >= kStreamedBytes;
-      kernels_.cast->cast(Real::f32, piece.extent, {tensor.value.data<float>() + begin, extent.cols}, to);
+      kernels_.cast->cast(Real::f32, piece.extent, {tensor.value.data<float>() + begin, extent.cols},
+                          production.at(piece, Real::f32));
     });
     production.finish();
   }

@@ -104,6 +104,7 @@ ProducerRows Production::at(const Piece& piece, Real real) {
   rows.e5m2 = output_.quantizer.format == DType::e5m2;
   rows.scale = scale_;
   rows.counts = &counts_[piece.index];
+  rows.streams = output_.quantized.bytes.elements() >= kStreamedBytes;
   return rows;
 }
 

@@ -26,8 +26,8 @@ struct Piece {
   Extent extent;
 };
 
-/// FP8 bytes that nobody finds in a cache again, beside a source of two or four times the size. Only casts stream: producers that
-/// compute more than they move became slower by it.
+/// FP8 bytes of which nobody finds many in a cache again: they are written past the caches. Producers that compute more than they
+/// move gain by it since they fetch their operands ahead (kernels/simd_memory.h); before, they became slower.
 constexpr std::int64_t kStreamedBytes = std::int64_t{8} << 20;
 
 /// Pieces of about 2^15 elements: enough work to be worth a thread, small enough for a core's cache. A matrix

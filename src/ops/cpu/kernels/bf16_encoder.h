@@ -102,20 +102,16 @@ class Bf16Encoder {
   /// Twice 32 numbers. `to` is written past the caches if `streams` and it is aligned.
   [[gnu::always_inline]] void store_two(Halves first, Halves second, std::uint8_t* to, bool streams) {
     Range range;
-    range.include(first);
-    range.include(second);
+    range.include(first, magnitudes_);
+    range.include(second, magnitudes_);
     const Way way = way_of(range);
     if (way == Way::table) {
       count_finite(range, 2);
       const __m512i code = codes_by_table(first, second);
-      if (streams && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), code);
-      } else {
-        _mm512_storeu_si512(to, code);
-      }
+      store_codes(code, to, streams);
     } else if (way == Way::arithmetic) {
       count_finite(range, 2);
-      _mm512_storeu_si512(to, codes_by_arithmetic(first, second));
+      store_codes(codes_by_arithmetic(first, second), to, streams);
     } else {
       store(first, to);
       store(second, to + kPairLanes);
@@ -124,11 +120,11 @@ class Bf16Encoder {
 
   /// `count` times 32 numbers, kSameWay at once: small ones are scattered over most producers' results, and a predictor of
   /// branches cannot tell where.
-  [[gnu::always_inline]] void store_run(const Halves* x, std::int64_t count, std::uint8_t* to) {
+  [[gnu::always_inline]] void store_run(const Halves* x, std::int64_t count, std::uint8_t* to, bool streams) {
     constexpr std::int64_t kSameWay = 4;
     for (std::int64_t begin = 0; begin < count; begin += kSameWay)
       store_in_one_way(x + begin, count - begin < kSameWay ? count - begin : kSameWay,
-                       to + begin * kPairLanes);
+                       to + begin * kPairLanes, streams);
   }
 
   void add_to(CastCounts& counts) const {
@@ -149,20 +145,34 @@ class Bf16Encoder {
  private:
   typedef std::uint8_t Bytes __attribute__((vector_size(kPairLanes)));
 
-  [[gnu::always_inline]] void store_in_one_way(const Halves* x, std::int64_t count, std::uint8_t* to) {
+  [[gnu::always_inline]] void store_in_one_way(const Halves* x, std::int64_t count, std::uint8_t* to,
+                                               bool streams) {
     Range range;
-    for (std::int64_t i = 0; i < count; ++i) range.include(x[i]);
+    for (std::int64_t i = 0; i < count; ++i) range.include(x[i], magnitudes_);
     const Way way = way_of(range);
     std::int64_t done = 0;
     if (way == Way::table) {
       for (; done + 2 <= count; done += 2)
-        _mm512_storeu_si512(to + done * kPairLanes, codes_by_table(x[done], x[done + 1]));
+        store_codes(codes_by_table(x[done], x[done + 1]), to + done * kPairLanes, streams);
     } else if (way == Way::arithmetic) {
       for (; done + 2 <= count; done += 2)
-        _mm512_storeu_si512(to + done * kPairLanes, codes_by_arithmetic(x[done], x[done + 1]));
+        store_codes(codes_by_arithmetic(x[done], x[done + 1]), to + done * kPairLanes, streams);
     }
     if (done > 0) count_finite(range, done);
     for (; done < count; ++done) store(x[done], to + done * kPairLanes);
+  }
+
+  [[gnu::always_inline]] static void store_codes(__m512i codes, std::uint8_t* to, bool streams) {
+    if (streams && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), codes);
+    } else {
+      _mm512_storeu_si512(to, codes);
+    }
+  }
+
+  [[gnu::always_inline]] static __m512i opaque(__m512i x) {
+    asm("" : "+v"(x));
+    return x;
   }
 
   static constexpr __mmask32 kAll = 0xFFFFFFFF;
@@ -172,8 +182,8 @@ class Bf16Encoder {
     __m512i largest = _mm512_setzero_si512();
     __m512i least = _mm512_set1_epi16(-1);  // zero less one is the largest 16-bit number
 
-    [[gnu::always_inline]] void include(Halves x) {
-      const __m512i magnitude = _mm512_and_si512(reinterpret_cast<__m512i>(x), _mm512_set1_epi16(0x7FFF));
+    [[gnu::always_inline]] void include(Halves x, __m512i magnitudes) {
+      const __m512i magnitude = _mm512_and_si512(reinterpret_cast<__m512i>(x), magnitudes);
       largest = _mm512_maskz_max_epu16(kAll, largest, magnitude);
       least = _mm512_maskz_min_epu16(kAll, least, _mm512_add_epi16(magnitude, _mm512_set1_epi16(-1)));
     }
@@ -199,16 +209,15 @@ class Bf16Encoder {
 
   /// Counts zeros.
   [[gnu::always_inline]] __mmask64 nonzero_of(__m512i a, __m512i b) {
-    const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
     const __mmask64 nonzero =
-        _mm512_kunpackd(_mm512_test_epi16_mask(b, magnitude), _mm512_test_epi16_mask(a, magnitude));
+        _mm512_kunpackd(_mm512_test_epi16_mask(b, magnitudes_), _mm512_test_epi16_mask(a, magnitudes_));
     zeros_ += 2 * kPairLanes - __builtin_popcountll(nonzero);
     return nonzero;
   }
 
   [[gnu::always_inline]] __m512i with_signs(__m512i code, __m512i a, __m512i b) const {
     const __m512i signs = _mm512_permutex2var_epi8(a, high_bytes_, b);
-    return _mm512_ternarylogic_epi32(code, signs, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);
+    return _mm512_ternarylogic_epi32(code, signs, sign_bits_, 0xF8);
   }
 
   [[gnu::always_inline]] __m512i codes_by_table(Halves first, Halves second) {
@@ -223,8 +232,8 @@ class Bf16Encoder {
 
   [[gnu::always_inline]] __m512i codes_by_arithmetic(Halves first, Halves second) {
     const auto a = reinterpret_cast<__m512i>(first), b = reinterpret_cast<__m512i>(second);
-    const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
-    const __m512i a_magnitude = _mm512_and_si512(a, magnitude), b_magnitude = _mm512_and_si512(b, magnitude);
+    const __m512i a_magnitude = _mm512_and_si512(a, magnitudes_),
+                  b_magnitude = _mm512_and_si512(b, magnitudes_);
     beyond_ += __builtin_popcountll(_mm512_kunpackd(_mm512_cmpgt_epu16_mask(a_magnitude, limit_),
                                                     _mm512_cmpgt_epu16_mask(b_magnitude, limit_)));
     const __m512i code =
@@ -282,6 +291,10 @@ class Bf16Encoder {
   }
 
   bool usable_;
+  // Kept as values of unknown contents: with too few registers g++ would make constants again, by broadcasts that take the place
+  // of permutations, in place of reading them from memory.
+  __m512i magnitudes_ = opaque(_mm512_set1_epi16(0x7FFF)),
+          sign_bits_ = opaque(_mm512_set1_epi8(static_cast<char>(0x80)));
   __m512 scale_;
   __m512i min_exponent_, magic_;
   __m128i exponent_shift_;

@@ -11,12 +11,19 @@ constexpr float kLowest = -__builtin_inff();
 /// NaN never wins here; it reaches the sum.
 template <typename T>
 [[gnu::always_inline]] inline float largest_of(const T* x, std::int64_t count) {
-  f32x16 best = f32s(kLowest);
+  F32<kAtOnce> best = f32s<kAtOnce>(kLowest);
+  f32x16 rest = f32s(kLowest);
+  const auto raise = [&]<int N>(F32<N> v) __attribute__((always_inline)) {
+    if constexpr (N == kAtOnce) {
+      best = max(v, best);
+    } else {
+      rest = max(v, rest);
+    }
+  };
   for_blocks<kAtOnce>(
-      count, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-        best = max_each(pad(load(x + i, lanes), lanes, kLowest), best);
-      });
-  return largest(best);
+      count, [&](std::int64_t i, auto lanes)
+                 __attribute__((always_inline)) { raise(pad(load(x + i, lanes), lanes, kLowest)); });
+  return largest(max_each(best, rest));
 }
 
 /// Keeps the exponentials: a load in place of a second exponential. Fetches the next block's logits meanwhile.

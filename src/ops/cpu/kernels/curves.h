@@ -32,12 +32,17 @@ template <Curve curve, int N>
   return fused_multiply_add(power.fraction, power.scale, f32s<N>(1.0f));
 }
 
+/// `inverse`: inverse_sigmoid of x.
 template <Curve curve, int N>
-[[gnu::always_inline]] inline F32<N> value_at(F32<N> x) {
-  const F32<N> inverse = inverse_sigmoid<curve>(x);
+[[gnu::always_inline]] inline F32<N> value_at(F32<N> x, F32<N> inverse) {
   if constexpr (curve == Curve::sigmoid) return 1.0f / inverse;
   if constexpr (curve == Curve::sigmoid2) return 2.0f / inverse;
   if constexpr (curve == Curve::silu || curve == Curve::gelu) return x / inverse;
+}
+
+template <Curve curve, int N>
+[[gnu::always_inline]] inline F32<N> value_at(F32<N> x) {
+  return value_at<curve>(x, inverse_sigmoid<curve>(x));
 }
 
 template <int N>
@@ -45,9 +50,10 @@ struct ValueAndSlope {
   F32<N> value, slope;
 };
 
+/// The value may differ from value_at's in its last place: it is a product with sigmoid(z), not a quotient.
 template <Curve curve, int N>
-[[gnu::always_inline]] inline ValueAndSlope<N> evaluate(F32<N> x) {
-  const F32<N> s = 1.0f / inverse_sigmoid<curve>(x);
+[[gnu::always_inline]] inline ValueAndSlope<N> evaluate(F32<N> x, F32<N> inverse) {
+  const F32<N> s = 1.0f / inverse;
   if constexpr (curve == Curve::sigmoid) return {s, s * (1.0f - s)};
   if constexpr (curve == Curve::sigmoid2) return {s + s, (s + s) * (1.0f - s)};
   if constexpr (curve == Curve::silu) return {x * s, fused_multiply_add(x * s, 1.0f - s, s)};
@@ -56,6 +62,11 @@ template <Curve curve, int N>
     const F32<N> slope_of_z = fused_multiply_add(near * near, 3.0f * kGeluB, kGeluA);
     return {x * s, fused_multiply_add(near * slope_of_z, s * (1.0f - s), s)};
   }
+}
+
+template <Curve curve, int N>
+[[gnu::always_inline]] inline ValueAndSlope<N> evaluate(F32<N> x) {
+  return evaluate<curve>(x, inverse_sigmoid<curve>(x));
 }
 
 template <Curve curve>

@@ -105,23 +105,67 @@ inline void load_words(const std::uint8_t* data, std::int64_t stride, std::int64
   }
 }
 
-/// One cache line of each of `columns` columns, `stride` bytes apart, on its way into the outer private cache. (Into the
-/// innermost one they would not all fit beside the line in work.)
-struct FetchedLines {
-  const std::uint8_t* line;
-  std::int64_t columns, stride;
+/// What a tile has on its way into the outer private cache while it multiplies. (Into the innermost one it would not fit beside
+/// the line in work.)
+///
+/// The tile that follows is fetched in the order of its addresses, column after column, which memory serves faster than a line of
+/// each column in turn. A tile that none came before fetches its own lines besides, in the order of their use.
+class Fetches {
+ public:
+  /// Lines of its own that a tile fetches before they are multiplied.
+  static constexpr std::int64_t kAhead = 3;
 
-  [[gnu::always_inline]] void fetch(std::int64_t column) const {
-    if (column < columns) __builtin_prefetch(line + column * stride, 0, 2);
+  Fetches(const FewRowsTile& tile, int element_bytes)
+      : stride_(tile.columns.stride * element_bytes),
+        lines_((tile.columns.contraction * element_bytes + kLineBytes - 1) / kLineBytes),
+        own_(column(tile, tile.begin)),
+        own_columns_(tile.fetched ? 0 : columns_from(tile, tile.begin)),
+        next_(column(tile, tile.next)),
+        next_columns_(columns_from(tile, tile.next)) {
+    for (std::int64_t line = 0; line < lower(kAhead, lines_); ++line) {
+      for (std::int64_t c = 0; c < own_columns_; ++c) fetch_own(line, c);
+    }
   }
+
+  /// While `line` of column c is multiplied.
+  [[gnu::always_inline]] void fetch(std::int64_t line, std::int64_t c) {
+    if (next_columns_ > 0) {
+      __builtin_prefetch(next_ + line_ * kLineBytes, 0, 2);
+      if (++line_ == lines_) {
+        line_ = 0;
+        next_ += stride_;
+        --next_columns_;
+      }
+    }
+    if (c < own_columns_ && line + kAhead < lines_) fetch_own(line + kAhead, c);
+  }
+
+ private:
+  static std::int64_t columns_from(const FewRowsTile& tile, std::int64_t begin) {
+    const std::int64_t left = tile.columns.lanes - begin;
+    return left <= 0 ? 0 : lower(left, kFewRowsColumns);
+  }
+  const std::uint8_t* column(const FewRowsTile& tile, std::int64_t index) const {
+    const auto* data = static_cast<const std::uint8_t*>(tile.columns.data);
+    return index < tile.columns.lanes ? data + index * stride_ : data;
+  }
+  void fetch_own(std::int64_t line, std::int64_t c) const {
+    __builtin_prefetch(own_ + c * stride_ + line * kLineBytes, 0, 2);
+  }
+
+  std::int64_t stride_, lines_;
+  const std::uint8_t* own_;
+  std::int64_t own_columns_;  ///< 0: they were fetched by the tile before
+  const std::uint8_t* next_;
+  std::int64_t next_columns_, line_ = 0;  ///< that are left, and the next line of the first of them
 };
 
-/// Adds the products of a line, `units` units long at most, to the sums; `step` is its first unit. The lines of `fetched`
-/// are asked for one by one meanwhile: all at once, the memory would wait for the arithmetic.
+/// Adds the products of a line, `units` units long at most, to the sums; `step` is its first unit. Lines are asked for one by one
+/// meanwhile: all at once, the memory would wait for the arithmetic.
 template <class Words, int Rows>
 [[gnu::always_inline]] inline void multiply_line(const Words& words, const ColumnWords& line,
                                                  const RowsInTurn<Rows>& rows, std::int64_t step,
-                                                 std::int64_t units, const FetchedLines& fetched,
+                                                 std::int64_t units, std::int64_t index, Fetches& fetches,
                                                  Vector (&sum)[Rows][kFewRowsVectors]) {
   for (int w = 0; w < 16 && w * Words::kUnits < units; ++w) {
     // The second unit of the last word may be none: a further pair of zeros would make a sum of -0 a +0.
@@ -135,7 +179,7 @@ template <class Words, int Rows>
     }
 #pragma GCC unroll 4
     for (int v = 0; v < kFewRowsVectors; ++v) {
-      fetched.fetch(kFewRowsVectors * w + v);
+      fetches.fetch(index, kFewRowsVectors * w + v);
       __m512i unit[Words::kUnits];
       words.widen(line.word[w][v], unit);
 #pragma GCC unroll 2
@@ -149,39 +193,6 @@ template <class Words, int Rows>
   }
 }
 
-/// The lines of a tile's columns in the order in which they are multiplied, and after them those of the tile that follows.
-class LinesInTurn {
- public:
-  /// Lines that are fetched before they are multiplied: with two the memory's latency shows, with six BF16 is slower.
-  static constexpr std::int64_t kAhead = 3;
-
-  LinesInTurn(const FewRowsTile& tile, int element_bytes)
-      : stride_(tile.columns.stride * element_bytes),
-        lines_((tile.columns.contraction * element_bytes + kLineBytes - 1) / kLineBytes),
-        tile_(columns_from(tile, tile.begin)),
-        next_(columns_from(tile, tile.next)) {
-    for (std::int64_t line = 0; !tile.fetched && line < kAhead; ++line) {
-      for (std::int64_t column = 0; column < kFewRowsColumns; ++column) at(line).fetch(column);
-    }
-  }
-  FetchedLines at(std::int64_t line) const {
-    FetchedLines lines = line < lines_ ? tile_ : next_;
-    lines.line += (line < lines_ ? line : line - lines_) * kLineBytes;
-    return lines;
-  }
-
- private:
-  FetchedLines columns_from(const FewRowsTile& tile, std::int64_t begin) const {
-    const std::int64_t left = tile.columns.lanes - begin;
-    const auto* data = static_cast<const std::uint8_t*>(tile.columns.data);
-    if (left <= 0) return {data, 0, stride_};
-    return {data + begin * stride_, lower(left, kFewRowsColumns), stride_};
-  }
-
-  std::int64_t stride_, lines_;
-  FetchedLines tile_, next_;
-};
-
 /// Columns [tile.begin, tile.end), at most kFewRowsColumns.
 template <class Words, int Rows>
 void multiply_few_rows(const FewRowsTile& tile) {
@@ -190,7 +201,7 @@ void multiply_few_rows(const FewRowsTile& tile) {
   const std::int64_t stride = b.stride * Words::kElementBytes, bytes = b.contraction * Words::kElementBytes;
   const std::int64_t steps = steps_of(b.element, b.contraction), columns = tile.end - tile.begin;
   const auto* data = static_cast<const std::uint8_t*>(b.data) + tile.begin * stride;
-  const LinesInTurn lines(tile, Words::kElementBytes);
+  Fetches fetches(tile, Words::kElementBytes);
   const Words words(b.element);
   RowsInTurn<Rows> rows;
   for (int r = 0; r < Rows; ++r) rows.row_begin[r] = tile.rows + r * tile.row_stride;
@@ -198,8 +209,7 @@ void multiply_few_rows(const FewRowsTile& tile) {
   ColumnWords line;
   for (std::int64_t i = 0; i * kLineUnits < steps; ++i) {
     load_words(data, stride, columns, i * kLineBytes, bytes, line);
-    multiply_line<Words, Rows>(words, line, rows, i * kLineUnits, steps - i * kLineUnits,
-                               lines.at(i + LinesInTurn::kAhead), sum);
+    multiply_line<Words, Rows>(words, line, rows, i * kLineUnits, steps - i * kLineUnits, i, fetches, sum);
   }
   StoreOutput{tile.out, 0, tile.begin, Rows, columns}.finish(sum);
 }

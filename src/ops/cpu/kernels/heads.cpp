@@ -232,9 +232,12 @@ template <typename T>
         });
     copy_head(from + transformed, to + transformed, untouched);
     if (dx.bytes == nullptr) continue;
-    producer.store_row(
-        row, 0, transformed + untouched, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
-          return load(row_buffer + col, lanes);
+    std::int64_t done = 0;
+    for (; done + kStretch <= transformed + untouched; done += kStretch)
+      producer.store_stretch(row, done, row_buffer + done);
+    for_vectors(
+        transformed + untouched - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+          producer.store(row, done + i, load(row_buffer + done + i, lanes), lanes);
         });
   }
   producer.finish();

@@ -29,24 +29,39 @@ template <typename T>
   return to;
 }
 
+/// Rows whose statistics are found before the first of them is stored: a sum, a root and a division wait for each other, but not
+/// for those of other rows.
+constexpr std::int64_t kRowsAtOnce = 4;
+
 template <bool kLayerNorm, typename T>
 [[gnu::flatten]] void forward_rows(Extent extent, const NormForward& norm, const ProducerRows& y,
                                    const T* type) {
   Producer<T> producer(y);
-  for (std::int64_t row = 0; row < extent.rows; ++row) {
-    const T* x = summed_row(norm, row, extent.cols, type);
-    const float mean = kLayerNorm ? mean_of(x, extent.cols) : 0.0f;
-    const float rstd = inverse_root_mean(sum_of_squares(x, mean, extent.cols), extent.cols, norm.epsilon);
-    if (norm.mean != nullptr) norm.mean[row] = mean;
-    if (norm.rstd != nullptr) norm.rstd[row] = rstd;
-    producer.store_row(
-        row, 0, extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
-          auto result = load(x + col, lanes);
-          if constexpr (kLayerNorm) result = result - mean;
-          result = (result * rstd) * load(norm.gain + col, lanes);
-          if constexpr (kLayerNorm) result = result + load(norm.bias + col, lanes);
-          return result;
-        });
+  for (std::int64_t begin = 0; begin < extent.rows; begin += kRowsAtOnce) {
+    const std::int64_t rows = extent.rows - begin < kRowsAtOnce ? extent.rows - begin : kRowsAtOnce;
+    const T* x[kRowsAtOnce];
+    float mean[kRowsAtOnce] = {}, rstd[kRowsAtOnce];
+    for (std::int64_t i = 0; i < rows; ++i) {
+      x[i] = summed_row(norm, begin + i, extent.cols, type);
+      if constexpr (kLayerNorm) mean[i] = mean_of(x[i], extent.cols);
+    }
+    for (std::int64_t i = 0; i < rows; ++i)
+      rstd[i] = inverse_root_mean(sum_of_squares(x[i], kLayerNorm ? mean[i] : 0.0f, extent.cols), extent.cols,
+                                  norm.epsilon);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const std::int64_t row = begin + i;
+      if (norm.mean != nullptr) norm.mean[row] = mean[i];
+      if (norm.rstd != nullptr) norm.rstd[row] = rstd[i];
+      producer.store_row(
+          row, 0, extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+            fetch_ahead(x[i] + col, lanes);
+            auto result = load(x[i] + col, lanes);
+            if constexpr (kLayerNorm) result = result - mean[i];
+            result = (result * rstd[i]) * load(norm.gain + col, lanes);
+            if constexpr (kLayerNorm) result = result + load(norm.bias + col, lanes);
+            return result;
+          });
+    }
   }
   producer.finish();
 }

@@ -63,6 +63,8 @@ template <Curve curve, typename T>
     const T* u_row = row_of(u, row, type);
     producer.store_row(
         row, 0, extent.cols, [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
+          fetch_ahead(g_row + col, lanes);
+          if (u.data != nullptr) fetch_ahead(u_row + col, lanes);
           const auto value = value_at<curve>(load(g_row + col, lanes));
           return u.data == nullptr ? value : value * load(u_row + col, lanes);
         });
@@ -78,40 +80,53 @@ void gated(Curve curve, Real real, Extent extent, ConstRows g, ConstRows u, cons
 
 template <int N>
 struct Gradients {
-  F32<N> dg, du;
+  F32<N> dg, du, again;
 };
 template <int N>
-Gradients(F32<N>, F32<N>) -> Gradients<N>;  // clang 14 deduces none for aggregates
+Gradients(F32<N>, F32<N>, F32<N>) -> Gradients<N>;  // clang 14 deduces none for aggregates
 
-template <Curve curve, typename T>
+/// `kAgain`: curve(g) * u is stored too, to the bits of gated_rows: what it shares with the slope is computed once.
+template <Curve curve, bool kAgain, typename T>
 [[gnu::flatten]] void gated_backward_rows(Extent extent, ConstRows d, ConstRows g, ConstRows u,
-                                          const ProducerRows& dg, const ProducerRows& du, const T* type) {
-  Producer<T> dg_producer(dg);
-  Producer<T> du_producer(du);
+                                          const ProducerRows& dg, const ProducerRows& du,
+                                          const ProducerRows& again, const T* type) {
+  Producer<T> dg_producer(dg), du_producer(du), again_producer(again);
+  const bool has_u = u.data != nullptr;
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* d_row = row_of(d, row, type);
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
     const auto gradients_at = [&](std::int64_t col, auto lanes) __attribute__((always_inline)) {
-      const auto gradient = load(d_row + col, lanes);
-      const auto at = evaluate<curve>(load(g_row + col, lanes));
-      const auto to_slope = u.data == nullptr ? gradient : gradient * load(u_row + col, lanes);
-      return Gradients{to_slope * at.slope, gradient * at.value};
+      fetch_ahead(d_row + col, lanes);
+      fetch_ahead(g_row + col, lanes);
+      if (has_u) fetch_ahead(u_row + col, lanes);
+      const auto gradient = load(d_row + col, lanes), x = load(g_row + col, lanes);
+      const auto inverse = inverse_sigmoid<curve>(x);
+      const auto at = evaluate<curve>(x, inverse);
+      const auto factor = has_u ? load(u_row + col, lanes) : gradient;
+      auto value = gradient;
+      if constexpr (kAgain) {
+        value = value_at<curve>(x, inverse);
+        if (has_u) value = value * factor;
+      }
+      return Gradients{(has_u ? gradient * factor : gradient) * at.slope, gradient * at.value, value};
     };
     std::int64_t done = 0;
 #if defined(__AVX512BF16__)
     if constexpr (kHasPairs<T>) {
-      Halves dg_run[kRunPairs], du_run[kRunPairs];
+      Halves dg_run[kRunPairs], du_run[kRunPairs], again_run[kRunPairs];
       done = for_runs(
           extent.cols, [&](std::int64_t begin, std::int64_t pairs) __attribute__((always_inline)) {
             for_pairs(
                 pairs, [&](std::int64_t pair, auto lanes) __attribute__((always_inline)) {
                   const auto at = gradients_at(begin + pair * kPairLanes, lanes);
                   to_halves(at.dg, dg_run + pair);
-                  if (u.data != nullptr) to_halves(at.du, du_run + pair);
+                  if (has_u) to_halves(at.du, du_run + pair);
+                  if constexpr (kAgain) to_halves(at.again, again_run + pair);
                 });
             dg_producer.store_run(row, begin, dg_run, pairs);
-            if (u.data != nullptr) du_producer.store_run(row, begin, du_run, pairs);
+            if (has_u) du_producer.store_run(row, begin, du_run, pairs);
+            if constexpr (kAgain) again_producer.store_run(row, begin, again_run, pairs);
           });
     }
 #endif
@@ -119,17 +134,23 @@ template <Curve curve, typename T>
         extent.cols - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
           const auto at = gradients_at(done + i, lanes);
           dg_producer.store(row, done + i, at.dg, lanes);
-          if (u.data != nullptr) du_producer.store(row, done + i, at.du, lanes);
+          if (has_u) du_producer.store(row, done + i, at.du, lanes);
+          if constexpr (kAgain) again_producer.store(row, done + i, at.again, lanes);
         });
   }
   dg_producer.finish();
   du_producer.finish();
+  again_producer.finish();
 }
 
 void gated_backward(Curve curve, Real real, Extent extent, ConstRows d, ConstRows g, ConstRows u,
-                    const ProducerRows& dg, const ProducerRows& du) {
+                    const ProducerRows& dg, const ProducerRows& du, const ProducerRows& again) {
+  const bool wants_again = again.values != nullptr || again.bytes != nullptr;
   with_curve(curve, [&](auto c) {
-    with_type(real, [&](auto* type) { gated_backward_rows<c.value>(extent, d, g, u, dg, du, type); });
+    with_type(real, [&](auto* type) {
+      wants_again ? gated_backward_rows<c.value, true>(extent, d, g, u, dg, du, again, type)
+                  : gated_backward_rows<c.value, false>(extent, d, g, u, dg, du, again, type);
+    });
   });
 }
 

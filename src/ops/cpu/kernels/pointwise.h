@@ -16,9 +16,10 @@ struct PointwiseKernels {
   void (*convert)(Real from, const void* source, Real to, void* destination, std::int64_t count);
   /// out = curve(g) * u; u.data null: out = curve(g).
   void (*gated)(Curve curve, Real real, Extent extent, ConstRows g, ConstRows u, const ProducerRows& out);
-  /// dg = d * u * curve'(g), du = d * curve(g); u.data null: dg = d * curve'(g) and no du.
+  /// dg = d * u * curve'(g), du = d * curve(g); u.data null: dg = d * curve'(g) and no du. `again`, which may be absent: what
+  /// `gated` stores.
   void (*gated_backward)(Curve curve, Real real, Extent extent, ConstRows d, ConstRows g, ConstRows u,
-                         const ProducerRows& dg, const ProducerRows& du);
+                         const ProducerRows& dg, const ProducerRows& du, const ProducerRows& again);
   /// out = curve(g) * u where one element of g serves `group` columns of u. The extent is that of g.
   void (*grouped)(Curve curve, Real real, Extent extent, std::int64_t group, ConstRows g, ConstRows u,
                   const ProducerRows& out);

@@ -131,7 +131,7 @@ class Producer {
       for (std::int64_t i = 0; i < pairs; ++i) encode_halves(x[i], bytes + i * kPairLanes);
       return;
     }
-    bf16_encoder_.store_run(x, pairs, bytes);
+    bf16_encoder_.store_run(x, pairs, bytes, out_.streams);
   }
 #endif
 

@@ -209,6 +209,18 @@ template <int N>
   return kLanes - tail.count;
 }
 
+/// How far ahead of a long chain of arithmetic its operands are fetched: the chain fills the window in which a processor looks for
+/// further loads, and its own prefetcher falls behind while results are encoded.
+constexpr std::int64_t kFetchedBytes = 4096;
+
+/// Fetches what comes kFetchedBytes after a load of these lanes.
+template <typename T, typename Lanes>
+[[gnu::always_inline]] inline void fetch_ahead(const T* from, Lanes lanes) {
+  const char* begin = reinterpret_cast<const char*>(from) + kFetchedBytes;
+  const char* end = begin + lanes_in(lanes) * static_cast<int>(sizeof(T));
+  for (const char* line = begin; line < end; line += 64) __builtin_prefetch(line);
+}
+
 // For functions marked [[gnu::flatten]], with bodies marked always_inline: g++ does not inline a large body that is called for
 // several kinds of lanes, and a call keeps no constant in a register.
 

@@ -4,6 +4,7 @@ namespace quaver::cpu::QUAVER_CPU_LEVEL {
 
 extern const AdamWKernels adamw_kernels;
 extern const AttentionKernels attention_kernels;
+extern const Bf16BlockKernels bf16_block_kernels;
 extern const BlockCastKernels block_cast_kernels;
 extern const CastKernels cast_kernels;
 extern const CrossEntropyKernels cross_entropy_kernels;
@@ -19,6 +20,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     .adamw = &adamw_kernels,
     .attention = &attention_kernels,
+    .bf16_blocks = &bf16_block_kernels,
     .block_cast = &block_cast_kernels,
     .cast = &cast_kernels,
     .cross_entropy = &cross_entropy_kernels,
