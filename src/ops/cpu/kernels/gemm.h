@@ -53,9 +53,8 @@ struct FewRowsTile {
   std::int64_t row_count = 0;
   Operand columns;  ///< all of the product
   std::int64_t begin = 0, end = 0;
-  std::int64_t next =
-      0;  ///< the tile that probably follows begins here: its first lines are fetched; beyond the last: none
-  bool fetched = false;  ///< the tile before this one has fetched the first lines
+  std::int64_t next = 0;  ///< where the thread's next tile begins, which is fetched; beyond the last: none
+  bool fetched = false;   ///< the tile before this one has fetched it
   GemmOutput out;        ///< of the whole product
 };
 
