@@ -58,25 +58,14 @@ struct TensorList {
 /// same members `rows`, `cols`, `sinks` and `packs`. By all kTileThreads threads of a block.
 template <typename Matrix, typename MakeStep>
 __device__ void cast_part(const Matrix& matrix, std::int64_t part, const MakeStep& make_step) {
-  __shared__ __align__(16) std::uint8_t bytes[1][kTileCols * kTilePitch];
-  const Sink<float>& sink = matrix.sinks[0];
   const std::int64_t rows = matrix.rows, cols = matrix.cols;
-  const std::int64_t across = (cols + kTileCols - 1) / kTileCols;
-  const OutputTile tile{part / across * kTileRows, part % across * kTileCols, rows, cols};
-  const auto step = make_step();
-  CastTrace traces[1];
-  const float scales[1] = {*sink.scale};
+  const std::int64_t across = blocks_for(cols, kTileCols), down = quotient(part, across);
+  const OutputTile tile{down * kTileRows, (part - down * across) * kTileCols, rows, cols};
   if (matrix.packs) {
-    fill_tile_by_packs<1, float>(step, matrix.sinks, tile, scales, traces, bytes);
+    produce_block<true, 1, float>(make_step(), matrix.sinks, tile);
   } else {
-    fill_tile<1, float>(step, matrix.sinks, tile, scales, traces, bytes);
+    produce_block<false, 1, float>(make_step(), matrix.sinks, tile);
   }
-  __syncthreads();
-  if (sink.transposed.data) {
-    write_transposed(sink.transposed, sink.transposed_packs, bytes[0], tile.row, tile.column, rows, cols);
-  }
-  record(sink, traces[0]);
-  if (part == 0 && threadIdx.x == 0) record_once(sink, rows * cols);
 }
 
 /// Calls launch_some(tensors of one launch, its blocks) for all tensors.

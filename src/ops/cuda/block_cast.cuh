@@ -28,9 +28,8 @@ struct BlockSink {
   Matrix<float> scales, transposed_scales;  ///< as BlockScales has them; what pads a row is set to 0
   Matrix<std::uint8_t> scale_tiles;         ///< of MXFP8: a row for 128 rows or columns (ops/scale_tiles.h)
   unsigned long long* counters;
-  Fp8 format;  ///< of MXFP8; others are e4m3
-  std::int32_t
-      transposed_packs;  ///< (as a number: no padding) rows of `transposed` may be written 4 bytes at a time
+  Fp8 format;                   ///< of MXFP8; others are e4m3
+  std::int32_t transposed_run;  ///< bytes of a row of `transposed` that may be written at once
 };
 
 constexpr int kSideWords = static_cast<int>(kBlock) / 4;      ///< of a tile's transposed row
@@ -234,12 +233,25 @@ __device__ void write_transposed_words(const AnySink& sink, const unsigned* word
   const std::int64_t row = place.down * kBlock, column = place.across * kBlock;
   const int width = static_cast<int>(min(place.cols - column, std::int64_t{kBlock}));
   const int height = static_cast<int>(min(place.rows - row, std::int64_t{kBlock}));
+  std::uint8_t* const begin = sink.transposed.address(column, row);
+  if (sink.transposed_run == 16 && height == kBlock) {
+    constexpr int kRuns = kSideWords / 4, kAtOnce = kBlockCastThreads / kRuns;
+    const int first = static_cast<int>(threadIdx.x) / kRuns, run = static_cast<int>(threadIdx.x) % kRuns;
+    std::uint8_t* to = begin + first * sink.transposed.stride + run * 16;
+    for (int n = first; n < width; n += kAtOnce, to += kAtOnce * sink.transposed.stride) {
+      auto four =
+          *reinterpret_cast<const Pack<unsigned, 4>*>(words + n * kSideWords + (4 * run ^ (swizzle(n) & ~3)));
+      if (swizzle(n) & 2) four = {{four.at[2], four.at[3], four.at[0], four.at[1]}};
+      *reinterpret_cast<Pack<unsigned, 4>*>(to) = four;
+    }
+    return;
+  }
   for (int i = static_cast<int>(threadIdx.x); i < width * kSideWords; i += kBlockCastThreads) {
     const int n = i / kSideWords, w = i % kSideWords, rows = min(height - 4 * w, 4);
     if (rows <= 0) continue;
     const unsigned word = words[n * kSideWords + (w ^ swizzle(n))];
-    std::uint8_t* const to = sink.transposed.address(column + n, row + 4 * w);
-    if (rows == 4 && sink.transposed_packs) {
+    std::uint8_t* const to = begin + n * sink.transposed.stride + 4 * w;
+    if (rows == 4 && sink.transposed_run >= 4) {
       *reinterpret_cast<unsigned*>(to) = word;
     } else {
       for (int m = 0; m < rows; ++m) to[m] = static_cast<std::uint8_t>(word >> 8 * m);
@@ -260,7 +272,7 @@ __device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, Fp8 forma
     trace.cast(format, scales, x, word);
   } else {
     for (int i = 0; n + i < tile.cols; ++i)
-      word[0] |= static_cast<unsigned>(trace.cast(format, scales[i], x[i])) << 8 * i;
+      word[0] |= static_cast<unsigned>(trace.cast({format, scales[i]}, x[i])) << 8 * i;
   }
   return word[0];
 }
@@ -268,7 +280,7 @@ __device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, Fp8 forma
 /// Casts the tile into one sink. By all threads of the block.
 template <BlockShape kShape, bool kPacks, typename T>
 __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink) {
-  __shared__ unsigned transposed[kBlock * kSideWords];
+  __shared__ __align__(16) unsigned transposed[kBlock * kSideWords];
   float scales[kPack];
   if constexpr (kShape == BlockShape::row) scale_rows(tile, place, sink, scales);
   if constexpr (kShape == BlockShape::column) scale_columns(tile, place, sink, scales);
@@ -299,7 +311,7 @@ __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, con
       for (int n = 0; n < tile.cols; ++n) to[n] = static_cast<std::uint8_t>(written.at[n / 4] >> 8 * (n % 4));
     }
   }
-  record_counts(sink.counters, trace);
+  record_warp(nullptr, sink.counters, trace);
   if (blockIdx.x == 0 && threadIdx.x == 0 && sink.counters)
     atomicAdd(sink.counters + kCastElements, static_cast<unsigned long long>(place.rows * place.cols));
   if (!sink.transposed.data) return;

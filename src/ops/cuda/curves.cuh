@@ -44,7 +44,10 @@ __device__ ValueAndSlope evaluate(float x) {
     return {x * s, s + (near * (s * (1.0f - s))) * inner};
   } else {
     const float s = sigmoid_of(x);
-    if constexpr (kCurve == Curve::silu) return {x * s, s * (1.0f + x * (1.0f - s))};
+    if constexpr (kCurve == Curve::silu) {
+      const float value = x * s;
+      return {value, fmaf(value, 1.0f - s, s)};
+    }
     constexpr float kFactor = kCurve == Curve::sigmoid2 ? 2.0f : 1.0f;
     return {kFactor * s, kFactor * (s * (1.0f - s))};
   }

@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <type_traits>
 
+#include "ops/cuda/bf16_pairs.cuh"
 #include "ops/cuda/launch.h"
 #include "quaver/tensor.h"
 
@@ -24,7 +25,7 @@ struct alignas(kPackAlignment<T, N>) Pack {
 
 /// Pairs of BF16 numbers are words, as an instruction makes them: the compiler moves elements of 2 bytes one by one.
 template <int N>
-requires(N % 2 == 0) struct alignas(kPackAlignment<bf16, N>) Pack<bf16, N> {
+requires(N % 4 == 0) struct alignas(kPackAlignment<bf16, N>) Pack<bf16, N> {
   std::uint32_t words[N / 2];
 
   __device__ bf16 element(int i) const { return {static_cast<std::uint16_t>(words[i / 2] >> i % 2 * 16)}; }
@@ -34,18 +35,27 @@ requires(N % 2 == 0) struct alignas(kPackAlignment<bf16, N>) Pack<bf16, N> {
   }
 };
 template <typename T, int N>
-constexpr bool kPairs = std::is_same_v<T, bf16>&& N % 2 == 0;
+constexpr bool kPairs = std::is_same_v<T, bf16>&& N % 4 == 0;
 
 template <typename T, int N>
 __device__ void widen(const Pack<T, N>& pack, float (&values)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if constexpr (kPairs<T, N>) {
-      values[i] = __uint_as_float(i % 2 == 0 ? pack.words[i / 2] << 16 : pack.words[i / 2] & 0xFFFF0000u);
+      values[i] = i % 2 == 0 ? low_half(pack.words[i / 2]) : high_half(pack.words[i / 2]);
     } else {
       values[i] = as_float(pack.at[i]);
     }
   }
+}
+
+/// Of the even numbers and of the odd ones, as larger_magnitudes has them.
+template <int N>
+__device__ unsigned largest_magnitudes(const Pack<bf16, N>& pack) {
+  unsigned largest = larger_magnitudes(pack.words[0], pack.words[1]);
+#pragma unroll
+  for (int w = 2; w < N / 2; ++w) largest = larger_magnitudes(largest, pack.words[w]);
+  return largest;
 }
 
 /// As round_as rounds them.
@@ -53,13 +63,9 @@ template <typename T, int N>
 __device__ Pack<T, N> rounded(const float (&values)[N]) {
   Pack<T, N> pack;
   if constexpr (kPairs<T, N>) {
-    bool all_numbers = true;
 #pragma unroll
-    for (int i = 0; i < N; i += 2) {
-      pack.words[i / 2] = pack_pair(values[i], values[i + 1]);
-      all_numbers = all_numbers && values[i] == values[i] && values[i + 1] == values[i + 1];
-    }
-    if (all_numbers) return pack;
+    for (int i = 0; i < N; i += 2) pack.words[i / 2] = pack_pair(values[i], values[i + 1]);
+    if (both_at_most(largest_magnitudes(pack), kBothInfinite)) return pack;
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) pack.set(i, round_as<T>(values[i]));

@@ -139,16 +139,14 @@ struct TransposedStripe {
 /// Casts what a thread has of kNormRows rows.
 template <typename T>
 struct RowCast {
-  float scale;
+  CastScale scale;
   CastTrace trace;
   unsigned words[kPack / 4][kNormRows];
 
   __device__ void cast(const Sink<T>& sink, std::int64_t row, int r, std::int64_t n,
                        const float (&values)[kPack]) {
-    float x[kPack];
-    widen(rounded<T>(values), x);
     Pack<unsigned, kPack / 4> bytes;
-    trace.cast(sink.format, scale, x, bytes.at);
+    trace.cast(scale, rounded<T>(values), bytes.at);
 #pragma unroll
     for (int w = 0; w < kPack / 4; ++w) words[w][r] = bytes.at[w];
     *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, n)) = bytes;
@@ -191,7 +189,7 @@ __global__ void __launch_bounds__(kFewWarps<kAdds, kCasts> ? kFewWarpsThreads : 
   const bool in_stripe = block_rows == kStripeRows;
   if constexpr (kCasts) {
     stripe = {static_cast<unsigned*>(dynamic_shared_memory()), static_cast<int>(blockDim.x)};
-    output.scale = *y.scale;
+    output.scale = y.cast_scale();
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * kPack;
@@ -300,7 +298,7 @@ __global__ void __launch_bounds__(kFewWarpsThreads, 1)
   const bool in_stripes = takes_stripes(block_rows);
   if constexpr (kCasts) {
     stripe = {static_cast<unsigned*>(dynamic_shared_memory()), static_cast<int>(blockDim.x)};
-    output.scale = *dx.scale;
+    output.scale = dx.cast_scale();
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * kPack;

@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kGateThreads)
     const T rounded_sum = round_as<T>(sum);
     if (dg.values.data) *dg.values.address(m, head) = rounded_sum;
     if (dg.quantizes()) {
-      const std::uint8_t byte = trace.cast(dg.format, *dg.scale, as_float(rounded_sum));
+      const std::uint8_t byte = trace.cast(dg.cast_scale(), as_float(rounded_sum));
       if (dg.bytes.data) *dg.bytes.address(m, head) = byte;
       if (dg.transposed.data) *dg.transposed.address(head, m) = byte;
     }

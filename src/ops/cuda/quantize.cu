@@ -31,7 +31,7 @@ BlockSink sink_of(const QuantizedTensor& out, const Tensor& counters) {
           blocks.swizzled ? matrix_of<std::uint8_t>(blocks.scale_inv) : Matrix<std::uint8_t>{},
           counters ? counters.data<unsigned long long>() : nullptr,
           fp8_of((out.bytes ? out.bytes : out.transposed).dtype()),
-          transposed.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(transposed.data) % 4 == 0};
+          run_of(transposed)};
 }
 
 template <BlockShape... kShapes>

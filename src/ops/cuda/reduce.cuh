@@ -28,6 +28,22 @@ __device__ T warp_reduce(T value, const Combine& combine) {
   return value;
 }
 
+/// Of numbers without a sign; one instruction of chips since sm_80. Every lane gets the result.
+__device__ inline unsigned warp_sum(unsigned value) {
+#ifdef __CUDACC__
+  return __reduce_add_sync(kAllLanes, value);
+#else
+  return warp_reduce(value, Add{});
+#endif
+}
+__device__ inline unsigned warp_largest(unsigned value) {
+#ifdef __CUDACC__
+  return __reduce_max_sync(kAllLanes, value);
+#else
+  return warp_reduce(value, [](unsigned a, unsigned b) { return a > b ? a : b; });
+#endif
+}
+
 /// Over groups of `lanes` lanes, a power of two; every lane gets its group's result. By all lanes of a warp.
 template <typename T, typename Combine>
 __device__ T group_reduce(T value, int lanes, const Combine& combine) {

@@ -62,7 +62,7 @@ using StoredMatrices = TensorList<StoredMatrix<V, M>, 18>;
 template <typename V, typename M>
 __global__ void __launch_bounds__(kBlockCastThreads, 2)
     adamw_stored_cast(AdamWFactors f, std::uint64_t seed, const float* norm, StoredMatrices<V, M> all) {
-  __shared__ unsigned transposed[kBlock * kSideWords];
+  __shared__ __align__(16) unsigned transposed[kBlock * kSideWords];
   const float length = *norm;
   if (!usable(length, f.max_norm)) return;
   const int block = static_cast<int>(blockIdx.x), index = all.of_block(block);
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kBlockCastThreads, 2)
                      part = block - all.first_block[index];
   const TilePlace place{part / across, part % across, rows, cols};
   const std::int64_t column = place.across * kBlock + lane * kStepPack;
-  const float scale = *sink.scale;
+  const CastScale scale = sink.cast_scale();
   CastTrace trace;
   for (int group = warp; group < kSideWords; group += kWarps) {
     const std::int64_t row = place.down * kBlock + group * kWordRows;
@@ -93,10 +93,8 @@ __global__ void __launch_bounds__(kBlockCastThreads, 2)
         if (m >= rows) continue;
         step(at, packs[r]);
         store_whole(tensor, at, packs[r]);
-        float values[kStepPack];
-        widen(packs[r].value, values);
         unsigned word[1];
-        trace.cast(sink.format, scale, values, word);
+        trace.cast(scale, packs[r].value, word);
         words[first + r] = word[0];
         if (sink.bytes.data) *reinterpret_cast<unsigned*>(sink.bytes.address(m, column)) = word[0];
       }

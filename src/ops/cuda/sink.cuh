@@ -1,0 +1,70 @@
+/// Where a result goes on the device: in high precision, as FP8 bytes, as transposed ones, or several of them.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cuda/cast_trace.cuh"
+#include "quaver/scaling.h"
+
+namespace quaver::cuda {
+
+/// An Output for device code; null where absent. Of the bytes of a cast either form may be absent.
+template <typename T>
+struct Sink {
+  Matrix<T> values;
+  Matrix<std::uint8_t> bytes, transposed;
+  float* scale_inv;
+  const float* scale;
+  float* amax;
+  unsigned long long* counters;
+  Fp8 format;
+  std::int32_t transposed_run;  ///< bytes of a row of `transposed` that may be written at once
+
+  __device__ bool quantizes() const { return scale != nullptr; }
+  __device__ CastScale cast_scale() const {
+    return quantizes() ? cuda::cast_scale(format, *scale) : CastScale{};
+  }
+};
+
+/// Bytes that may be moved at once wherever a row of a matrix is divided into as many: 16, 4 or 1.
+inline std::int32_t run_of(const Matrix<std::uint8_t>& bytes) {
+  for (const int run : {16, 4}) {
+    if (bytes.stride % run == 0 && reinterpret_cast<std::uintptr_t>(bytes.data) % run == 0) return run;
+  }
+  return 1;
+}
+
+template <typename T>
+Sink<T> sink_of(const Output& output) {
+  Sink<T> sink{};
+  sink.values = matrix_of<T>(output.values);
+  if (!output.quantized.defined()) return sink;
+  const QuantizedTensor& quantized = output.quantized;
+  sink.bytes = matrix_of<std::uint8_t>(quantized.bytes);
+  sink.transposed = matrix_of<std::uint8_t>(quantized.transposed);
+  sink.scale_inv = quantized.scale_inv.template data<float>();
+  sink.scale = output.quantizer.scale.data<float>();
+  if (output.quantizer.amax) sink.amax = output.quantizer.amax.data<float>();
+  if (output.quantizer.counters) sink.counters = output.quantizer.counters.data<unsigned long long>();
+  sink.format = fp8_of(output.quantizer.format);
+  sink.transposed_run = run_of(sink.transposed);
+  return sink;
+}
+inline bool packs(const Output& output) {
+  return packs(output.values) && packs(output.quantized.bytes);
+}
+
+/// What a warp saw, by all its lanes.
+template <typename T>
+__device__ void record(const Sink<T>& sink, const CastTrace& trace) {
+  record_warp(sink.amax, sink.counters, trace);
+}
+
+/// What concerns the whole matrix: written by one thread.
+template <typename T>
+__device__ void record_once(const Sink<T>& sink, std::int64_t elements) {
+  *sink.scale_inv = 1.0f / *sink.scale;
+  if (sink.counters) atomicAdd(sink.counters + kCastElements, static_cast<unsigned long long>(elements));
+}
+
+}  // namespace quaver::cuda
