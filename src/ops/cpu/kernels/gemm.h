@@ -55,7 +55,7 @@ struct FewRowsTile {
   std::int64_t begin = 0, end = 0;
   std::int64_t next = 0;  ///< where the thread's next tile begins, which is fetched; beyond the last: none
   bool fetched = false;   ///< the tile before this one has fetched it
-  GemmOutput out;        ///< of the whole product
+  GemmOutput out;         ///< of the whole product
 };
 
 /// Products of few rows without packed columns: a step for one token reads every weight once, and packing it would
