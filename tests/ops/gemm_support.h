@@ -126,4 +126,28 @@ struct Size {
 constexpr Size kOddSizes[] = {{1, 1, 1},  {1, 257, 33}, {3, 17, 33},  {17, 3, 1},    {8, 48, 2},
                               {9, 50, 7}, {33, 97, 64}, {65, 16, 31}, {97, 130, 17}, {66, 129, 35}};
 
+/// Calls expect(case) for every kind of product, pair of types, odd size and result, some with bias and some accumulated.
+template <typename Expect>
+void for_all_kinds_types_and_odd_sizes(const Expect& expect) {
+  int variant = 0;
+  for (const Types& types : kExactTypes) {
+    for (Gemm kind : kKinds) {
+      for (const Size& size : kOddSizes) {
+        for (DType out : {DType::f32, DType::bf16}) {
+          ++variant;
+          expect(Case{.kind = kind,
+                      .a = types.a,
+                      .b = types.b,
+                      .out = out,
+                      .m = size.m,
+                      .n = size.n,
+                      .k = size.k,
+                      .bias = kind == Gemm::fprop && variant % 3 != 0,
+                      .accumulate = variant % 5 < 2});
+        }
+      }
+    }
+  }
+}
+
 }  // namespace quaver::testing

@@ -55,25 +55,7 @@ class GemmTest : public ::testing::Test {
 };
 
 TEST_F(GemmTest, EqualsReferenceForAllKindsTypesAndOddSizes) {
-  int variant = 0;
-  for (const Types& types : kExactTypes) {
-    for (Gemm kind : kKinds) {
-      for (const Size& size : kOddSizes) {
-        for (DType out : {DType::f32, DType::bf16}) {
-          ++variant;
-          expect_reference_bits({.kind = kind,
-                                 .a = types.a,
-                                 .b = types.b,
-                                 .out = out,
-                                 .m = size.m,
-                                 .n = size.n,
-                                 .k = size.k,
-                                 .bias = kind == Gemm::fprop && variant % 3 != 0,
-                                 .accumulate = variant % 5 < 2});
-        }
-      }
-    }
-  }
+  for_all_kinds_types_and_odd_sizes([&](const Case& c) { expect_reference_bits(c); });
 }
 
 // Up to four rows have a kernel of their own: ends of columns and of the contraction at every place of its tiles (64

@@ -64,25 +64,7 @@ class MatrixUnitBitsTest : public MatrixUnitTest {
 };
 
 TEST_F(MatrixUnitBitsTest, HasTheBitsOfItsOrderForAllKindsTypesAndOddSizes) {
-  int variant = 0;
-  for (const Types& types : kExactTypes) {
-    for (Gemm kind : kKinds) {
-      for (const Size& size : kOddSizes) {
-        for (DType out : {DType::f32, DType::bf16}) {
-          ++variant;
-          expect_documented_bits({.kind = kind,
-                                  .a = types.a,
-                                  .b = types.b,
-                                  .out = out,
-                                  .m = size.m,
-                                  .n = size.n,
-                                  .k = size.k,
-                                  .bias = kind == Gemm::fprop && variant % 3 != 0,
-                                  .accumulate = variant % 5 < 2});
-        }
-      }
-    }
-  }
+  for_all_kinds_types_and_odd_sizes([&](const Case& c) { expect_documented_bits(c); });
 }
 
 // Every end of tiles (16 rows, 16 columns, 32 products), and of panels of two tiles.
