@@ -123,7 +123,8 @@ def child(arguments, variant, config, batch, length):
 
 
 def quaver(arguments, batch, length):
-    command = [arguments.quaver.resolve(), "bench", "step", arguments.config, f"threads={arguments.threads}", f"backend=\"{arguments.device}\"", "--json"]
+    command = [arguments.quaver.resolve(), "bench", "step", arguments.config, f"threads={arguments.threads}", "--json"]
+    command += [f"backend=\"{arguments.device}\"", f"products=\"{arguments.products}\""]
     command += ["--micro-batch", str(batch), "--context", str(length), "--steps", "3"]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {f"quaver {name}": result[name]["tokens_per_s"] for name in ("fp8", "bf16")}
@@ -138,6 +139,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--products", choices=["exact", "fast"], default="exact", help="Quaver's on a CPU")
     parser.add_argument("--variants", default="eager,compiled", help="of PyTorch; separated by commas")
     parser.add_argument("--child", choices=["eager", "compiled"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
