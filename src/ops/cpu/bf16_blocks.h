@@ -7,14 +7,10 @@
 
 #include "ops/cpu/kernels/bf16_blocks.h"
 #include "ops/cpu/levels.h"
+#include "ops/cpu/ranges.h"
 #include "quaver/backend.h"
 
 namespace quaver::cpu {
-
-struct Range {
-  std::int64_t begin, end;
-  std::int64_t size() const { return end - begin; }
-};
 
 class Bf16Blocks {
  public:

@@ -38,13 +38,11 @@ Cut::Cut(std::int64_t matrix_rows, std::int64_t matrix_cols, std::int64_t block_
 }
 
 Range Cut::rows_of(std::int64_t index) const {
-  const std::int64_t begin = index / tiles * band_rows;
-  return {begin, std::min(rows, begin + band_rows)};
+  return block_of({0, rows}, index / tiles, band_rows);
 }
 
 Range Cut::cols_of(std::int64_t index) const {
-  const std::int64_t begin = index % tiles * tile_cols;
-  return {begin, std::min(cols, begin + tile_cols)};
+  return block_of({0, cols}, index % tiles, tile_cols);
 }
 
 BlockCast::BlockCast(Backend& backend, const Threads& threads, const Kernels& kernels, const Tensor& x,

@@ -9,13 +9,10 @@
 #include "ops/cpu/bf16_blocks.h"
 #include "ops/cpu/kernels/block_cast.h"
 #include "ops/cpu/levels.h"
+#include "ops/cpu/ranges.h"
 #include "quaver/backend.h"
 
 namespace quaver::cpu {
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 /// A matrix in bands of whole blocks of rows by tiles of whole blocks of columns: what one thread casts at a time. The cut
 /// depends on the shapes alone.

@@ -5,17 +5,32 @@
 #include "ops/contracts.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/kernels/gemm.h"
+#include "ops/cpu/ranges.h"
 #include "ops/cpu/unit_product.h"
 #include "ops/host_operands.h"
+
+namespace quaver::cpu {
+
+GemmOutput GemmOutput::from(std::int64_t row, std::int64_t column) const {
+  GemmOutput part = *this;
+  part.data = static_cast<std::byte*>(data) + (row * stride + column) * (is_bf16 ? 2 : 4);
+  if (bias) part.bias = bias + column;
+  return part;
+}
+
+}  // namespace quaver::cpu
 
 namespace quaver {
 namespace {
 
+using cpu::block_of;
+using cpu::ceil_div;
 using cpu::Element;
 using cpu::GemmKernels;
 using cpu::GemmOutput;
 using cpu::GemmTile;
 using cpu::Operand;
+using cpu::Range;
 
 Element element_of(DType dtype) {
   switch (dtype) {
@@ -40,10 +55,6 @@ Operand operand_of(const Tensor& matrix, bool across) {
           .along_contraction = !across};
 }
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
 /// How the output is cut, by its shape alone. A tile of rows is what a thread packs and multiplies by itself; it
 /// stays in the inner caches. A group of columns is packed as a whole. A stripe of groups bounds the packed
 /// copy of `b`, so that it stays in the outer cache for all tiles.
@@ -65,16 +76,6 @@ Cut cut_of(std::int64_t rows, std::int64_t columns, std::int64_t steps) {
   const std::int64_t stripe = kStripeBytes / std::max<std::int64_t>(1, steps * 4);
   cut.stripe_columns = std::max(cut.group_columns, stripe / cut.group_columns * cut.group_columns);
   return cut;
-}
-
-struct Range {
-  std::int64_t begin, end;
-  std::int64_t size() const { return end - begin; }
-};
-
-Range block_of(const Range& range, std::int64_t index, std::int64_t block) {
-  const std::int64_t begin = range.begin + index * block;
-  return {begin, std::min(range.end, begin + block)};
 }
 
 /// One product; the packed copies are scratch from the backend's arena.
@@ -140,18 +141,15 @@ class Product {
   }
 
   void multiply(const Range& rows, const Range& columns, const float* a, const float* b, int thread) const {
-    GemmTile tile{.element = a_.element,
-                  .a = a,
-                  .a_stride = row_stride_,
-                  .b = b,
-                  .rows = rows.size(),
-                  .columns = columns.size(),
-                  .contraction = a_.contraction,
-                  .sums = sums_.data<float>() + thread * cut_.tile_rows * cut_.group_columns,
-                  .out = out_};
-    const std::int64_t offset = rows.begin * out_.stride + columns.begin;
-    tile.out.data = static_cast<std::byte*>(out_.data) + offset * (out_.is_bf16 ? 2 : 4);
-    if (out_.bias) tile.out.bias = out_.bias + columns.begin;
+    const GemmTile tile{.element = a_.element,
+                        .a = a,
+                        .a_stride = row_stride_,
+                        .b = b,
+                        .rows = rows.size(),
+                        .columns = columns.size(),
+                        .contraction = a_.contraction,
+                        .sums = sums_.data<float>() + thread * cut_.tile_rows * cut_.group_columns,
+                        .out = out_.from(rows.begin, columns.begin)};
     kernels_.multiply(tile);
   }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/cpu/ranges.h"
+
 namespace quaver::cpu {
 namespace {
 
@@ -9,20 +11,6 @@ constexpr std::int64_t kMostKept = 256, kLeastKept = 64;  ///< lanes of the bloc
 constexpr std::int64_t kPassing = 256;                    ///< lanes that pass at a time
 constexpr std::int64_t kBlocksPerThread = 2;
 constexpr std::int64_t kStripeBytes = 32 << 20;  ///< of what is packed at once of the passing operand
-
-struct Range {
-  std::int64_t begin, end;
-  std::int64_t size() const { return end - begin; }
-};
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
-Range block_of(const Range& range, std::int64_t index, std::int64_t block) {
-  const std::int64_t begin = range.begin + index * block;
-  return {begin, std::min(range.end, begin + block)};
-}
 
 /// One operand and its packed form.
 struct Side {
@@ -91,18 +79,15 @@ class UnitProduct {
                 const float* packed_passing, int thread) const {
     const Range &rows = keeps_columns_ ? passing : kept, &columns = keeps_columns_ ? kept : passing;
     const Side& row_side = keeps_columns_ ? passing_ : kept_;
-    GemmTile tile{.element = row_side.operand.element,
-                  .a = keeps_columns_ ? packed_passing : packed_kept,
-                  .a_stride = row_side.lane_units,
-                  .b = keeps_columns_ ? packed_kept : packed_passing,
-                  .rows = rows.size(),
-                  .columns = columns.size(),
-                  .contraction = row_side.operand.contraction,
-                  .sums = sums_.data<float>() + thread * block_ * kPassing,
-                  .out = out_};
-    const std::int64_t offset = rows.begin * out_.stride + columns.begin;
-    tile.out.data = static_cast<std::byte*>(out_.data) + offset * (out_.is_bf16 ? 2 : 4);
-    if (out_.bias) tile.out.bias = out_.bias + columns.begin;
+    const GemmTile tile{.element = row_side.operand.element,
+                        .a = keeps_columns_ ? packed_passing : packed_kept,
+                        .a_stride = row_side.lane_units,
+                        .b = keeps_columns_ ? packed_kept : packed_passing,
+                        .rows = rows.size(),
+                        .columns = columns.size(),
+                        .contraction = row_side.operand.contraction,
+                        .sums = sums_.data<float>() + thread * block_ * kPassing,
+                        .out = out_.from(rows.begin, columns.begin)};
     kernels_.multiply(tile);
   }
 

@@ -33,6 +33,9 @@ struct GemmOutput {
   bool accumulate = false;
   float scale = 1;
   const float* bias = nullptr;
+
+  /// The part that begins at an element. Not inline: kernels include this header, each compiled for its level.
+  GemmOutput from(std::int64_t row, std::int64_t column) const;
 };
 
 /// A rectangle of the output: the product of packed rows with one packed group of columns.
@@ -43,7 +46,7 @@ struct GemmTile {
   const float* b = nullptr;        ///< as `pack_columns` wrote it
   std::int64_t rows = 0, columns = 0, contraction = 0;
   float* sums = nullptr;  ///< scratch of round_up(rows, row_panel) * round_up(columns, vector) numbers
-  GemmOutput out;         ///< data and bias point at the tile's first element
+  GemmOutput out;         ///< from the tile's first element
 };
 
 /// Columns [begin, end) of a product of few rows, whose columns are read where they stand.
