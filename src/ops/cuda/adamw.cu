@@ -105,7 +105,7 @@ struct StepOfMatrix {
 };
 
 /// One block per tile of a matrix: the update, and the cast of what it gives.
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 2)
     adamw_cast(AdamWFactors f, const float* norm, CastTensors all) {
   const float length = *norm;
   if (!usable(length, f.max_norm)) return;
@@ -135,10 +135,7 @@ std::pair<StepTensor, std::int64_t> step_tensor(const AdamWTensor& tensor) {
 std::pair<CastTensor, std::int64_t> cast_tensor(const AdamWTensor& tensor) {
   const std::int64_t rows = tensor.value.rows(), cols = tensor.value.cols();
   const Output cast = cast_of(tensor);
-  // A thread of fill_tile_by_packs takes kThreadRows rows and repeats the last where there are fewer: an update must not
-  // be repeated.
-  const bool packs =
-      rows % kThreadRows == 0 && cols % kPack == 0 && all_on_pack(tensor) && quaver::cuda::packs(cast);
+  const bool packs = cols % kPack == 0 && all_on_pack(tensor) && quaver::cuda::packs(cast);
   return {{tensor.gradient.data<float>(),
            tensor.value.data<float>(),
            tensor.m.data<float>(),

@@ -54,13 +54,11 @@ struct TensorList {
   }
 };
 
-/// Casts what the function make_step(), as produce_tile's, gives for tile number `part` of a matrix: CastTensor, or one with the
+/// Casts what the function make_step(), as produce_tiles', gives for tile number `part` of a matrix: CastTensor, or one with the
 /// same members `rows`, `cols`, `sinks` and `packs`. By all kTileThreads threads of a block.
 template <typename Matrix, typename MakeStep>
-__device__ void cast_part(const Matrix& matrix, std::int64_t part, const MakeStep& make_step) {
-  const std::int64_t rows = matrix.rows, cols = matrix.cols;
-  const std::int64_t across = blocks_for(cols, kTileCols), down = quotient(part, across);
-  const OutputTile tile{down * kTileRows, (part - down * across) * kTileCols, rows, cols};
+__device__ void cast_part(const Matrix& matrix, int part, const MakeStep& make_step) {
+  const BlockTiles tile{matrix.rows, matrix.cols, part, 1, part + 1};
   if (matrix.packs) {
     produce_block<true, 1, float>(make_step(), matrix.sinks, tile);
   } else {

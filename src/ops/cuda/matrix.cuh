@@ -98,6 +98,12 @@ struct Matrix {
   __device__ T* address(std::int64_t m, std::int64_t n) const { return data + m * stride + n; }
   __device__ float operator()(std::int64_t m, std::int64_t n) const { return as_float(*address(m, n)); }
 
+  /// Lets the second-level cache have the line of an element.
+  __device__ void fetch([[maybe_unused]] std::int64_t m, [[maybe_unused]] std::int64_t n) const {
+#ifdef __CUDACC__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address(m, n)));
+#endif
+  }
   template <int N>
   __device__ Pack<std::remove_const_t<T>, N> pack(std::int64_t m, std::int64_t n) const {
     return *reinterpret_cast<const Pack<std::remove_const_t<T>, N>*>(address(m, n));

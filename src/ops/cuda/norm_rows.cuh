@@ -14,6 +14,8 @@ constexpr int kNormThreads =
 /// Kernels that read much before they work on it have as many threads on a multiprocessor at most, with 128 registers each.
 constexpr int kFewWarpsThreads = 512;
 
+constexpr int kPacksOfLine = 8;  ///< in 128 bytes, of BF16 numbers
+
 /// Rows of a block that casts: 32 bytes of every transposed row, a whole sector of the caches. A sector written in part may
 /// be evicted, and is then read from memory to be filled.
 constexpr int kStripeRows = 32;
@@ -202,6 +204,7 @@ __global__ void __launch_bounds__(kFewWarps<kAdds, kCasts> ? kFewWarpsThreads : 
     for (int r = 0; r < kNormRows; ++r) packs[r] = from.template pack<kPack>(min(row + r, in.rows - 1), n);
   };
   constexpr bool kReadsAhead = kAdds == kCasts;  // the others lack registers
+  constexpr bool kFetchesAhead = kCasts && !kReadsAhead;
   Pack<T, kPack> next[kNormRows] = {}, next_addend[kNormRows] = {};
   const auto read = [&](std::int64_t row) {
     if (row >= end) return;
@@ -212,6 +215,12 @@ __global__ void __launch_bounds__(kFewWarps<kAdds, kCasts> ? kFewWarpsThreads : 
   int turn = 0;
   for (std::int64_t row = begin; row < end; row += kNormRows) {
     if (!kReadsAhead) read(row);
+    if (kFetchesAhead && inside && lane % kPacksOfLine == 0) {
+#pragma unroll
+      for (int r = kNormRows; r < 2 * kNormRows; ++r) {
+        if (row + r < end) in.x.fetch(row + r, n);
+      }
+    }
     Pack<T, kPack> x[kNormRows];
 #pragma unroll
     for (int r = 0; r < kNormRows; ++r) {

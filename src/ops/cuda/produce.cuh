@@ -2,6 +2,7 @@
 /// tiles, written in high precision, as FP8, and as transposed FP8, with amax and counters, in one pass.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -16,12 +17,18 @@ __device__ void evaluate_at(const F& f, std::int64_t m, std::int64_t n, float (&
   f(m, n, f.template read<N>(m, n), results);
 }
 
-/// Rows of packs that a thread reads before it works on the first: all, so that more is under way at once, or fewer where there
-/// are no registers for more.
+/// Blocks of several results take many tiles, and read the next one ahead: their arithmetic takes so long that reading would stop
+/// meanwhile. With one result more blocks run at once, each for its tile, and read for each other.
+template <int kOutputs>
+constexpr bool kManyTiles = kOutputs > 1;
+template <int kOutputs>
+constexpr int kBlocksAtOnce = kManyTiles<kOutputs> ? 2 : 3;  ///< on a multiprocessor
+
+/// Rows of packs that a thread has under way: as many as there are registers for. Where it takes many tiles the next one follows
+/// each that it works on; otherwise as many follow when all are done (AdamW has no registers for more).
 template <typename Operands, int kOutputs>
-constexpr int kRowsAtOnce = sizeof(Operands) * kOutputs <= 96    ? kThreadRows
-                            : sizeof(Operands) * kOutputs <= 128 ? kThreadRows / 2
-                                                                 : 1;
+constexpr int kRowsAhead = kManyTiles<kOutputs> ? (sizeof(Operands) * kOutputs <= 96 ? 2 : 1)
+                                                : (sizeof(Operands) <= 96 ? kThreadRows : kThreadRows / 2);
 
 /// Element by element.
 template <int kOutputs, typename T, typename F>
@@ -39,51 +46,61 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
       if (sink.values.data) sink.values.store(tile.row + m, tile.column + n, results[o]);
       if (!sink.quantizes()) continue;
       const std::uint8_t byte = traces[o].cast(scales[o], as_float(round_as<T>(results[o][0])));
-      if (sink.transposed.data) transposed[o].bytes[n * kTilePitch + m] = byte;
+      if (sink.transposed.data) transposed[o].column(n)[m] = byte;
       if (sink.bytes.data) *sink.bytes.address(tile.row + m, tile.column + n) = byte;
     }
   }
 }
 
-/// A thread takes kThreadRows packs, one below the other, so that it holds whole words of the transposed rows. The lanes
-/// of a warp take 4 packs of 8 such groups of rows: their words fall into different banks.
-template <int kOutputs, typename T, typename F>
+/// Where a thread's packs begin in a tile: it takes kThreadRows, one below the other, so that it holds whole words of the transposed
+/// rows. The lanes of a warp take whole rows, of 8 packs.
+struct ThreadPacks {
+  int n = static_cast<int>(threadIdx.x) % 8 * kPack, m = static_cast<int>(threadIdx.x) / 8 * kThreadRows;
+
+  /// The operands of row r; within the matrix in any case.
+  template <typename F>
+  __device__ auto read(const F& f, const OutputTile& tile, int r) const {
+    return f.template read<kPack>(min(tile.row + m + r, tile.rows - 1),
+                                  min(tile.column + n, tile.cols - kPack));
+  }
+};
+
+/// By packs. `ahead` has the first rows of the tile and gets those of `next`, if there are more.
+template <int kOutputs, typename T, typename F, typename Operands, int kAhead>
 __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
-                                   const OutputTile& tile, const CastScale (&scales)[kOutputs],
+                                   const OutputTile& tile, const OutputTile& next, bool more,
+                                   Operands (&ahead)[kAhead], const CastScale (&scales)[kOutputs],
                                    CastTrace (&traces)[kOutputs], TransposedTile (&transposed)[kOutputs]) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int n = (warp % 2 * 4 + lane % 4) * kPack, m = (warp / 2 * 8 + lane / 4) * kThreadRows;
-  const std::int64_t column = tile.column + n, row = tile.row + m;
-  if (column >= tile.cols || row >= tile.rows) return;
-  const int last = static_cast<int>(min(std::int64_t{kThreadRows}, tile.rows - row)) - 1;
-  using Operands = decltype(f.template read<kPack>(row, column));
-  constexpr int kAtOnce = kRowsAtOnce<Operands, kOutputs>;
+  const ThreadPacks packs;
+  const std::int64_t column = tile.column + packs.n, row = tile.row + packs.m;
   unsigned words[kOutputs][kPack / 4][kThreadRows] = {};
 #pragma unroll
-  for (int first = 0; first < kThreadRows; first += kAtOnce) {
-    Operands operands[kAtOnce];
+  for (int r = 0; r < kThreadRows; ++r) {
+    if (!kManyTiles<kOutputs> && r > 0 && r % kAhead == 0) {
 #pragma unroll
-    for (int r = 0; r < kAtOnce; ++r)
-      operands[r] = f.template read<kPack>(row + min(first + r, last), column);
+      for (int i = 0; i < kAhead; ++i) ahead[i] = packs.read(f, tile, r + i);
+    }
+    const Operands operands = ahead[r % kAhead];
+    if (kManyTiles<kOutputs> && r + kAhead < kThreadRows) {
+      ahead[r % kAhead] = packs.read(f, tile, r + kAhead);
+    } else if (more) {
+      ahead[r % kAhead] = packs.read(f, next, r + kAhead - kThreadRows);
+    }
+    if (column >= tile.cols || row + r >= tile.rows) continue;
+    float exact[kOutputs][kPack];
+    f(row + r, column, operands, exact);
 #pragma unroll
-    for (int r = 0; r < kAtOnce; ++r) {
-      if (first + r > last) continue;
-      float exact[kOutputs][kPack];
-      f(row + first + r, column, operands[r], exact);
+    for (int o = 0; o < kOutputs; ++o) {
+      const Sink<T>& sink = sinks[o];
+      const Pack<T, kPack> result = rounded<T>(exact[o]);
+      if (sink.values.data) sink.values.store(row + r, column, result);
+      if (!sink.quantizes()) continue;
+      Pack<unsigned, kPack / 4> written;
+      traces[o].cast(scales[o], result, written.at);
 #pragma unroll
-      for (int o = 0; o < kOutputs; ++o) {
-        const Sink<T>& sink = sinks[o];
-        const Pack<T, kPack> result = rounded<T>(exact[o]);
-        if (sink.values.data) sink.values.store(row + first + r, column, result);
-        if (!sink.quantizes()) continue;
-        Pack<unsigned, kPack / 4> written;
-        traces[o].cast(scales[o], result, written.at);
-#pragma unroll
-        for (int w = 0; w < kPack / 4; ++w) words[o][w][first + r] = written.at[w];
-        if (sink.bytes.data)
-          *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + first + r, column)) =
-              written;
-      }
+      for (int w = 0; w < kPack / 4; ++w) words[o][w][r] = written.at[w];
+      if (sink.bytes.data)
+        *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, column)) = written;
     }
   }
 #pragma unroll
@@ -94,25 +111,51 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
       transpose_words(words[o][w]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        *reinterpret_cast<unsigned*>(transposed[o].bytes + (n + 4 * w + i) * kTilePitch + m) = words[o][w][i];
+        *reinterpret_cast<unsigned*>(transposed[o].column(packs.n + 4 * w + i) + packs.m) = words[o][w][i];
     }
   }
 }
 
-/// Fills a tile, and records what was cast. By all kTileThreads threads of a block.
+/// Fills tiles, one if there is one result, and records what was cast. By all kTileThreads threads of a block.
 template <bool kByPacks, int kOutputs, typename T, typename F>
 __device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
-                              const OutputTile& tile) {
-  __shared__ TransposedTile transposed[kOutputs];
+                              const BlockTiles& tiles) {
+  constexpr int kTurns =
+      kOutputs == 2 ? 2 : 1;  ///< one is filled while another is written; three fill too much memory
+  __shared__ TransposedTile transposed[kTurns][kOutputs];
   __shared__ BlockCounts<kTileThreads / 32> counts[kOutputs];
   CastTrace traces[kOutputs];
   CastScale scales[kOutputs];
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) scales[o] = sinks[o].cast_scale();
+  using Operands = decltype(ThreadPacks{}.read(f, {}, 0));
+  constexpr int kAhead = kByPacks ? kRowsAhead<Operands, kOutputs> : 1;
+  Operands ahead[kAhead];
+  OutputTile next = tiles.at(tiles.first);
   if constexpr (kByPacks) {
-    fill_tile_by_packs<kOutputs, T>(f, sinks, tile, scales, traces, transposed);
-  } else {
-    fill_tile<kOutputs, T>(f, sinks, tile, scales, traces, transposed);
+#pragma unroll
+    for (int r = 0; r < kAhead; ++r) ahead[r] = ThreadPacks{}.read(f, next, r);
+  }
+  int turn = 0;
+  for (int index = tiles.first; index < tiles.end; index += tiles.step) {
+    const OutputTile tile = next;
+    const bool more = kManyTiles<kOutputs> && index + tiles.step < tiles.end;
+    if (more) next = tiles.at(index + tiles.step);
+    if constexpr (kByPacks) {
+      fill_tile_by_packs<kOutputs, T>(f, sinks, tile, next, more, ahead, scales, traces, transposed[turn]);
+    } else {
+      fill_tile<kOutputs, T>(f, sinks, tile, scales, traces, transposed[turn]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) {
+      const Sink<T>& sink = sinks[o];
+      if (sink.quantizes() && sink.transposed.data)
+        transposed[turn][o].write(sink.transposed, sink.transposed_run, tile);
+    }
+    if (!kManyTiles<kOutputs>) break;
+    if (kTurns == 1) __syncthreads();
+    turn = (turn + 1) % kTurns;
   }
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
@@ -123,20 +166,28 @@ __device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& s
   for (int o = 0; o < kOutputs; ++o) {
     const Sink<T>& sink = sinks[o];
     if (!sink.quantizes()) continue;
-    if (sink.transposed.data) transposed[o].write(sink.transposed, sink.transposed_run, tile);
     if (static_cast<int>(threadIdx.x) / 32 == o) counts[o].record(sink.amax, sink.counters);
-    if (tile.row == 0 && tile.column == 0 && threadIdx.x == 0) record_once(sink, tile.rows * tile.cols);
+    if (tiles.first == 0 && threadIdx.x == 0) record_once(sink, tiles.rows * tiles.cols);
   }
 }
 
 /// f(m, n, operands, results) sets results[output][i] for the elements (m, n + i), i < N, of what f.read<N>(m, n) has read of
-/// matrices: functions of several cases branch on what is there already. Grid: tile_grid.
+/// matrices: functions of several cases branch on what is there already. Grid: produce_blocks.
 template <int N, int kOutputs, typename T, typename F>
-__global__ void __launch_bounds__(kTileThreads, 4 - kOutputs)
-    produce_tile(F f, std::array<Sink<T>, kOutputs> sinks, std::int64_t rows, std::int64_t cols) {
-  const OutputTile tile = tile_of_block(rows, cols);
-  if (tile.row >= rows) return;
-  produce_block<N == kPack, kOutputs, T>(f, sinks, tile);
+__global__ void __launch_bounds__(kTileThreads, kBlocksAtOnce<kOutputs>)
+    produce_tiles(F f, std::array<Sink<T>, kOutputs> sinks, std::int64_t rows, std::int64_t cols) {
+  produce_block<N == kPack, kOutputs, T>(
+      f, sinks,
+      {rows, cols, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
+       static_cast<int>(tiles_of(rows, cols))});
+}
+/// Blocks that take many tiles: few enough that each reads ahead, enough to even out. A CastTrace counts fewer than 65,536 numbers.
+template <int kOutputs>
+constexpr std::int64_t produce_blocks(std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kBlocks = 1056, kThreadElements = kTileRows * kTileCols / kTileThreads;
+  const std::int64_t tiles = tiles_of(rows, cols);
+  if (!kManyTiles<kOutputs> || tiles <= kBlocks) return tiles;
+  return std::max(kBlocks, blocks_for(tiles, 65535 / kThreadElements));
 }
 
 /// The same where nothing is cast: a thread takes one pack, or kPack elements one by one.
@@ -177,7 +228,7 @@ struct Identity {
   }
 };
 
-/// Launches produce_tile or produce_values for a matrix of the given size. `pack`: f's own operands can be read in packs.
+/// Launches produce_tiles or produce_values for a matrix of the given size. `pack`: f's own operands can be read in packs.
 template <typename T, int kOutputs, typename F>
 void produce(const char* name, const F& f, const std::array<Output, kOutputs>& outputs, std::int64_t rows,
              std::int64_t cols, bool pack, Stream stream) {
@@ -204,8 +255,8 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
     }
     return;
   }
-  const auto kernel = pack ? produce_tile<kPack, kOutputs, T, F> : produce_tile<1, kOutputs, T, F>;
-  launch(name, kernel, {tile_grid(rows, cols), kTileThreads}, stream, f, sinks, rows, cols);
+  const auto kernel = pack ? produce_tiles<kPack, kOutputs, T, F> : produce_tiles<1, kOutputs, T, F>;
+  launch(name, kernel, {produce_blocks<kOutputs>(rows, cols), kTileThreads}, stream, f, sinks, rows, cols);
 }
 
 }  // namespace quaver::cuda

@@ -1,7 +1,6 @@
 /// Tiles of a matrix that blocks of threads take, and their transposed bytes.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "ops/cuda/fp8.cuh"
@@ -19,14 +18,30 @@ constexpr std::int64_t tiles_of(std::int64_t rows, std::int64_t cols) {
   return blocks_for(rows, kTileRows) * blocks_for(cols, kTileCols);
 }
 
-/// The tile of one block.
+/// A tile of a block.
 struct OutputTile {
   std::int64_t row, column, rows, cols;  ///< where it begins, and the matrix's size
 };
 
+/// What a block takes of a matrix of `rows` by `cols`: the tile of number `first` and every `step`th after it.
+struct BlockTiles {
+  std::int64_t rows, cols;
+  int first, step, end;
+
+  __device__ OutputTile at(int index) const {
+    const int across = static_cast<int>(blocks_for(cols, kTileCols)), down = index / across;
+    return {std::int64_t{down} * kTileRows, std::int64_t{index - down * across} * kTileCols, rows, cols};
+  }
+};
+
 /// The bytes of a tile in shared memory, column by column; words on words.
 struct TransposedTile {
-  __align__(16) std::uint8_t bytes[kTileCols * kTilePitch];
+  /// The lanes of a warp leave words of four rows of columns 8, 16, ... apart: the second 32 begin in yet other banks.
+  static constexpr int kSecondHalf = 16;
+  __align__(16) std::uint8_t bytes[kTileCols * kTilePitch + kSecondHalf];
+
+  __device__ std::uint8_t* column(int n) { return bytes + n * kTilePitch + n / 32 * kSecondHalf; }
+  __device__ const std::uint8_t* column(int n) const { return const_cast<TransposedTile*>(this)->column(n); }
 
   /// Writes those that lie in the matrix of `rows` by `cols`, `run` bytes at a time where whole columns do. By all threads.
   __device__ void write(const Matrix<std::uint8_t>& to, int run, const OutputTile& tile) const {
@@ -41,7 +56,7 @@ struct TransposedTile {
     } else {
       for (int i = static_cast<int>(threadIdx.x); i < width * kTileRows; i += kTileThreads) {
         const int n = i / kTileRows, m = i % kTileRows;
-        if (m < height) begin[n * to.stride + m] = bytes[n * kTilePitch + m];
+        if (m < height) begin[n * to.stride + m] = column(n)[m];
       }
     }
   }
@@ -56,7 +71,7 @@ struct TransposedTile {
     to += first * stride + m;
 #pragma unroll 2
     for (int n = first; n < width; n += kAtOnce, to += kAtOnce * stride) {
-      const auto* const words = reinterpret_cast<const unsigned*>(bytes + n * kTilePitch + m);
+      const auto* const words = reinterpret_cast<const unsigned*>(column(n) + m);
       Run run;
 #pragma unroll
       for (int w = 0; w < static_cast<int>(sizeof(Run) / 4); ++w) run.at[w] = words[w];
@@ -75,19 +90,6 @@ __device__ inline void transpose_words(unsigned (&words)[4]) {
   words[1] = select_bytes(low01, low23, 0x7632);
   words[2] = select_bytes(high01, high23, 0x5410);
   words[3] = select_bytes(high01, high23, 0x7632);
-}
-
-/// Blocks for the tiles of a matrix: tiles of a row, and rows of tiles, in two dimensions because one has 65,535.
-inline dim3 tile_grid(std::int64_t rows, std::int64_t cols) {
-  constexpr std::int64_t kMost = 65535;
-  const std::int64_t down = blocks_for(rows, kTileRows), y = std::min(down, kMost);
-  return dim3(static_cast<unsigned>(blocks_for(cols, kTileCols)), static_cast<unsigned>(y),
-              static_cast<unsigned>(blocks_for(down, y)));
-}
-/// That of a block of tile_grid; some of the last blocks have none, and begin past the matrix's end.
-__device__ inline OutputTile tile_of_block(std::int64_t rows, std::int64_t cols) {
-  const std::int64_t down = static_cast<std::int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
-  return {down * kTileRows, static_cast<std::int64_t>(blockIdx.x) * kTileCols, rows, cols};
 }
 
 }  // namespace quaver::cuda
