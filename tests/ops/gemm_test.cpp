@@ -82,6 +82,51 @@ TEST_F(GemmTest, FewRowsEqualReferenceAtEveryEnd) {
   }
 }
 
+// Long columns: lines are transposed into four places in turn, while others are multiplied; the last vector of columns ends anywhere.
+TEST_F(GemmTest, FewRowsEqualReferenceOverManyLines) {
+  int variant = 0;
+  for (const Types& types : kExactTypes) {
+    for (std::int64_t m = 1; m <= 4; ++m) {
+      for (std::int64_t n : {61, 64, 130}) {
+        for (std::int64_t k : {256, 257, 320, 449, 1030}) {
+          ++variant;
+          expect_reference_bits({.a = types.a,
+                                 .b = types.b,
+                                 .m = m,
+                                 .n = n,
+                                 .k = k,
+                                 .bias = variant % 3 != 0,
+                                 .accumulate = variant % 5 < 2,
+                                 .values = variant % 4 == 0 ? Values::special : Values::plain});
+        }
+      }
+    }
+  }
+}
+
+// Zeros of both signs and subnormal numbers alone, and one NaN among them: it shows in its column only.
+TEST_F(GemmTest, FewRowsOfZerosAndSubnormalNumbers) {
+  for (DType format : {DType::e4m3, DType::e5m2}) {
+    const Case c{.a = DType::e4m3, .b = format, .m = 3, .n = 70, .k = 200};
+    Inputs inputs = inputs_of(*reference_, c);
+    const Tensor& columns = inputs.b.values;
+    const int codes = format == DType::e4m3 ? 8 : 4;
+    for (std::int64_t n = 0; n < c.n; ++n) {
+      for (std::int64_t k = 0; k < c.k; ++k) {
+        const std::int64_t i = n * 7 + k * 3;
+        columns.data<std::uint8_t>()[n * columns.row_stride() + k] =
+            static_cast<std::uint8_t>((n < 16 ? 0 : i % codes) | (i % 2 == 0 ? 0x80 : 0));
+      }
+    }
+    expect_reference_bits(c, inputs);
+    columns.data<std::uint8_t>()[37 * columns.row_stride() + 131] = 0xFF;
+    expect_reference_bits(c, inputs);
+    const std::vector<std::uint32_t> found = product(*levels_.back().backend, c, inputs);
+    for (std::int64_t i = 0; i < c.m * c.n; ++i)
+      EXPECT_EQ(found[static_cast<std::size_t>(i)] == 0x7FC00000u, i % c.n == 37) << i;
+  }
+}
+
 // Every code of either format in every column of a tile and at every place of a line.
 TEST_F(GemmTest, FewRowsWidenEveryCode) {
   for (DType format : {DType::e4m3, DType::e5m2}) {

@@ -164,10 +164,9 @@ class Product {
 };
 
 /// A product of few rows, whose columns are multiplied where they stand.
-void multiply_few_rows(Backend& backend, const Threads& threads, const GemmKernels& kernels, const Operand& a,
-                       const Operand& b, const GemmOutput& out) {
-  const cpu::FewRowsKernels& few = *kernels.few_rows;
-  const std::int64_t stride = kernels.packed_row_stride(a);
+void multiply_few_rows(Backend& backend, const Threads& threads, const cpu::FewRowsKernels& few,
+                       const Operand& a, const Operand& b, const GemmOutput& out) {
+  const std::int64_t stride = few.row_stride(a);
   const Tensor packed = backend.allocate(DType::f32, {a.lanes * stride});
   few.pack_rows(a, packed.data<float>());
   // A thread's tiles lie side by side: each fetches the next one whole, and must know which that is.
@@ -208,7 +207,7 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
   last_gemm_ = LastGemm{operands.a.dtype(), LastGemm::Way::in_place, operands.a.dtype() != a.dtype()};
   // With a unit too: the time of few rows is that of reading the columns.
   if (kernels_.gemm->few_rows && kernels_.gemm->few_rows->takes(rows, columns)) {
-    return multiply_few_rows(*this, threads_, *kernels_.gemm, rows, columns, output);
+    return multiply_few_rows(*this, threads_, *kernels_.gemm->few_rows, rows, columns, output);
   }
   if (unit_ && rows.element != Element::f32) {
     last_gemm_->way = LastGemm::Way::matrix_unit;

@@ -2,15 +2,17 @@
 /// With a row or two, memory should be the limit and not the arithmetic; what is to be saved are shuffles, of which the
 /// processor starts one 512-bit one a cycle.
 ///
-/// The columns lie along the contraction. A turn transposes one cache line of each of 64 columns through the innermost cache,
-/// ends of columns and of the contraction as zeros, and multiplies four vectors of 16 columns in turn: the latency of a sum's
-/// products is that of several shuffles. Sums are those of gemm.h, in the same order.
+/// The columns lie along the contraction. A tile of 64 columns is transposed through the innermost cache, a cache line of each
+/// after the other, ends of columns and of the contraction as zeros. Four vectors of 16 columns are multiplied in turn: the latency
+/// of a sum's products is that of several shuffles. Sums are those of gemm.h, in the same order.
 ///
 /// For kernel files only: everything is in an anonymous namespace of the level.
 #pragma once
 
 #include <immintrin.h>
 
+#include "ops/cpu/kernels/few_rows_fetches.h"
+#include "ops/cpu/kernels/few_rows_words.h"
 #include "ops/cpu/kernels/gemm.h"
 #include "ops/cpu/kernels/pack.h"
 #include "ops/cpu/kernels/store_output.h"
@@ -22,201 +24,130 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-constexpr std::int64_t kMostFewRows = 4, kFewRowsColumns = 64;
-constexpr std::int64_t kLineBytes = 64;
-
-/// Bytes of a unit of each of 16 columns, from the low bytes of their four BF16 numbers (0-63) and the high ones (64-127).
-constexpr ByteOrder make_unit_order(int pair) {
-  ByteOrder order{};
-  for (int p = 0; p < 64; ++p) {
-    const int code = p / 4 * 4 + 2 * pair + (p & 2 ? 0 : 1);  // the first step of a pair is the upper half
-    order.index[p] = static_cast<std::uint8_t>(code + (p & 1 ? 64 : 0));
-  }
-  return order;
-}
-constexpr ByteOrder kUnitOrder[] = {make_unit_order(0), make_unit_order(1)};
-
-/// Makes units of the words of columns of FP8 codes.
-class Fp8Words {
- public:
-  static constexpr int kElementBytes = 1, kUnits = 2;
-
-  explicit Fp8Words(Element element) {
-    const int format = element == Element::e4m3 ? 0 : 1;
-    for (int half = 0; half < 2; ++half) {
-      low_[half] = _mm512_load_si512(kPairTables.low[format] + 64 * half);
-      high_[half] = _mm512_load_si512(kPairTables.high[format] + 64 * half);
-      order_[half] = _mm512_load_si512(kUnitOrder[half].index);
-    }
-  }
-  [[gnu::always_inline]] void widen(__m512i codes, __m512i (&units)[kUnits]) const {
-    const __m512i low = _mm512_permutex2var_epi8(low_[0], codes, low_[1]);
-    const __m512i magnitude = _mm512_permutex2var_epi8(high_[0], codes, high_[1]);
-    const __m512i high =
-        _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(static_cast<char>(0x80)),
-                                  0xF8);  // m | c & sign
-    units[0] = _mm512_permutex2var_epi8(low, order_[0], high);
-    units[1] = _mm512_permutex2var_epi8(low, order_[1], high);
-  }
-
- private:
-  __m512i low_[2], high_[2], order_[2];
-};
-
-/// The same of BF16 numbers.
-class Bf16Words {
- public:
-  static constexpr int kElementBytes = 2, kUnits = 1;
-
-  explicit Bf16Words(Element) {}
-  [[gnu::always_inline]] void widen(__m512i pairs, __m512i (&units)[kUnits]) const {
-    units[0] = _mm512_rol_epi32(pairs, 16);
-  }
-};
-
-constexpr int kFewRowsVectors = kFewRowsColumns / kVector;
+constexpr std::int64_t kMostFewRows = 4;
 
 /// A line of each of a tile's columns, transposed: word w of 16 columns in word[w][vector].
 struct ColumnWords {
-  alignas(64) __m512i word[16][kFewRowsVectors];
+  alignas(64) ColumnWord word[kLineWords];
 };
 
-/// Reads the line that begins at `byte` of `columns` columns, each `bytes` long. Nothing beyond them is read: it counts as
-/// zeros.
-inline void load_words(const std::uint8_t* data, std::int64_t stride, std::int64_t columns, std::int64_t byte,
-                       std::int64_t bytes, ColumnWords& to) {
-  const bool whole = bytes - byte >= kLineBytes;
-  const std::uint8_t* from = data + byte;
-  for (int v = 0; v < kFewRowsVectors; ++v, from += kVector * stride) {
-    const std::int64_t left = columns - v * kVector;
-    __m512i m[16];
-    if (whole && left >= kVector) {
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) m[i] = _mm512_loadu_si512(from + i * stride);
-    } else {
-      const auto valid = low_bits<__mmask64>(bytes - byte);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        m[i] = _mm512_maskz_loadu_epi8(i < left ? valid : __mmask64{0}, from + i * stride);
-    }
-    transpose(m);
-#pragma GCC unroll 16
-    for (int w = 0; w < 16; ++w) to.word[w][v] = m[w];
-  }
-}
+/// Columns of a tile where they stand, each `bytes` long. Nothing beyond them is read: it counts as zeros.
+struct ColumnBytes {
+  const std::uint8_t* data;
+  std::int64_t stride, count, bytes;
+};
 
-/// What a tile has on its way into the outer private cache while it multiplies. (Into the innermost one it would not fit beside
-/// the line in work.)
-///
-/// The tile that follows is fetched in the order of its addresses, column after column, which memory serves faster than a line of
-/// each column in turn. A tile that none came before fetches its own lines besides, in the order of their use.
-class Fetches {
+/// Groups of four columns of a vector, which are transposed together; while all are, as many words are multiplied.
+constexpr int kGroups = kVector / 4;
+static_assert(kGroups * kFewRowsVectors == kLineWords);
+
+/// Transposes a line of 16 columns, four columns at a time: 4 x 4 words in each 128 bits by shuffles, and 128 bits by where they are
+/// stored, which takes none.
+template <class Words>
+class LineOfVector {
  public:
-  /// Lines of its own that a tile fetches before they are multiplied.
-  static constexpr std::int64_t kAhead = 3;
+  LineOfVector(const ColumnBytes& columns, std::int64_t line, std::int64_t vector, ColumnWords& to)
+      : stride_(columns.stride),
+        from_(columns.data + vector * kVector * stride_ + line * kLineBytes),
+        columns_(columns.count - vector * kVector),
+        bytes_(columns.bytes - line * kLineBytes),
+        to_(reinterpret_cast<__m128i*>(&to.word[0][vector])) {}
 
-  Fetches(const FewRowsTile& tile, int element_bytes)
-      : stride_(tile.columns.stride * element_bytes),
-        lines_((tile.columns.contraction * element_bytes + kLineBytes - 1) / kLineBytes),
-        own_(column(tile, tile.begin)),
-        own_columns_(tile.fetched ? 0 : columns_from(tile, tile.begin)),
-        next_(column(tile, tile.next)),
-        next_columns_(columns_from(tile, tile.next)) {
-    for (std::int64_t line = 0; line < lower(kAhead, lines_); ++line) {
-      for (std::int64_t c = 0; c < own_columns_; ++c) fetch_own(line, c);
-    }
-  }
-
-  /// While `line` of column c is multiplied.
-  [[gnu::always_inline]] void fetch(std::int64_t line, std::int64_t c) {
-    if (next_columns_ > 0) {
-      __builtin_prefetch(next_ + line_ * kLineBytes, 0, 2);
-      if (++line_ == lines_) {
-        line_ = 0;
-        next_ += stride_;
-        --next_columns_;
-      }
-    }
-    if (c < own_columns_ && line + kAhead < lines_) fetch_own(line + kAhead, c);
+  [[gnu::always_inline]] void load(int group) const {
+    const std::uint8_t* const from = from_ + 4 * group * stride_;
+    if (__builtin_expect(columns_ < kVector || bytes_ < kLineBytes, 0)) return load_part(group);
+    __m512i x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) x[i] = _mm512_loadu_si512(from + i * stride_);
+    store(x, to_ + group);
   }
 
  private:
-  static std::int64_t columns_from(const FewRowsTile& tile, std::int64_t begin) {
-    const std::int64_t left = tile.columns.lanes - begin;
-    return left <= 0 ? 0 : lower(left, kFewRowsColumns);
-  }
-  const std::uint8_t* column(const FewRowsTile& tile, std::int64_t index) const {
-    const auto* data = static_cast<const std::uint8_t*>(tile.columns.data);
-    return index < tile.columns.lanes ? data + index * stride_ : data;
-  }
-  void fetch_own(std::int64_t line, std::int64_t c) const {
-    __builtin_prefetch(own_ + c * stride_ + line * kLineBytes, 0, 2);
+  [[gnu::noinline]] void load_part(int group) const {
+    if (bytes_ <= 0) return;
+    const auto valid = low_bits<__mmask64>(bytes_);
+    __m512i x[4];
+    for (int i = 0; i < 4; ++i) {
+      const int column = 4 * group + i;
+      x[i] = _mm512_maskz_loadu_epi8(column < columns_ ? valid : __mmask64{0}, from_ + column * stride_);
+    }
+    store(x, to_ + group);
   }
 
-  std::int64_t stride_, lines_;
-  const std::uint8_t* own_;
-  std::int64_t own_columns_;  ///< 0: they were fetched by the tile before
-  const std::uint8_t* next_;
-  std::int64_t next_columns_, line_ = 0;  ///< that are left, and the next line of the first of them
+  [[gnu::always_inline]] static void store(__m512i (&x)[4], __m128i* to) {
+    Words::transpose(x);
+    constexpr int kWord = kFewRowsVectors * kVector / 4;  // 128 bits a word of all columns
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      _mm_store_si128(to + j * kWord, _mm512_castsi512_si128(x[j]));
+      _mm_store_si128(to + (4 + j) * kWord, _mm512_extracti32x4_epi32(x[j], 1));
+      _mm_store_si128(to + (8 + j) * kWord, _mm512_extracti32x4_epi32(x[j], 2));
+      _mm_store_si128(to + (12 + j) * kWord, _mm512_extracti32x4_epi32(x[j], 3));
+    }
+  }
+
+  std::int64_t stride_;
+  const std::uint8_t* from_;
+  std::int64_t columns_, bytes_;
+  __m128i* to_;
 };
 
-/// Adds the products of a line, `units` units long at most, to the sums; `step` is its first unit. Lines are asked for one by one
-/// meanwhile: all at once, the memory would wait for the arithmetic.
-template <class Words, int Rows>
-[[gnu::always_inline]] inline void multiply_line(const Words& words, const ColumnWords& line,
-                                                 const RowsInTurn<Rows>& rows, std::int64_t step,
-                                                 std::int64_t units, std::int64_t index, Fetches& fetches,
-                                                 Vector (&sum)[Rows][kFewRowsVectors]) {
-  for (int w = 0; w < 16 && w * Words::kUnits < units; ++w) {
-    // The second unit of the last word may be none: a further pair of zeros would make a sum of -0 a +0.
-    const bool all = (w + 1) * Words::kUnits <= units;
-    Vector row[Rows][Words::kUnits];
-#pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-      for (int u = 0; u < Words::kUnits; ++u)
-        row[r][u] = broadcast(rows.unit(r, step + w * Words::kUnits + u));
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kFewRowsVectors; ++v) {
-      fetches.fetch(index, kFewRowsVectors * w + v);
-      __m512i unit[Words::kUnits];
-      words.widen(line.word[w][v], unit);
-#pragma GCC unroll 2
-      for (int u = 0; u < Words::kUnits; ++u) {
-        if (u > 0 && !all) break;
-#pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r)
-          PairDot::apply(sum[r][v], row[r][u], reinterpret_cast<Vector>(unit[u]));
-      }
-    }
-  }
-}
-
-/// Columns [tile.begin, tile.end), at most kFewRowsColumns.
+/// Columns [tile.begin, tile.end), at most kFewRowsColumns. With every word that is multiplied, four columns are transposed: shuffles
+/// in a row would keep all else waiting. They are a line ahead, and one vector more: a word cannot be read at once when its parts
+/// have just been stored.
 template <class Words, int Rows>
 void multiply_few_rows(const FewRowsTile& tile) {
-  constexpr std::int64_t kLineUnits = kLineBytes / (2 * Words::kElementBytes);
+  constexpr int kAhead = kFewRowsVectors + 1, kLines = 4;  // three are in use, the remainder is a mask
   const Operand& b = tile.columns;
-  const std::int64_t stride = b.stride * Words::kElementBytes, bytes = b.contraction * Words::kElementBytes;
-  const std::int64_t steps = steps_of(b.element, b.contraction), columns = tile.end - tile.begin;
-  const auto* data = static_cast<const std::uint8_t*>(b.data) + tile.begin * stride;
+  const std::int64_t stride = b.stride * Words::kElementBytes;
+  const ColumnBytes columns{static_cast<const std::uint8_t*>(b.data) + tile.begin * stride, stride,
+                            tile.end - tile.begin, b.contraction * Words::kElementBytes};
+  const std::int64_t words = (columns.bytes + kWordBytes - 1) / kWordBytes;
   Fetches fetches(tile, Words::kElementBytes);
-  const Words words(b.element);
+  const Words multiplier(b.element);
   RowsInTurn<Rows> rows;
   for (int r = 0; r < Rows; ++r) rows.row_begin[r] = tile.rows + r * tile.row_stride;
-  Vector sum[Rows][kFewRowsVectors] = {};
-  ColumnWords line;
-  for (std::int64_t i = 0; i * kLineUnits < steps; ++i) {
-    load_words(data, stride, columns, i * kLineBytes, bytes, line);
-    multiply_line<Words, Rows>(words, line, rows, i * kLineUnits, steps - i * kLineUnits, i, fetches, sum);
+  FewRowsSums<Rows> sum = {};
+  ColumnWords lines[kLines];
+  const auto vector_at = [&](std::int64_t index) {
+    const std::int64_t line = index / kFewRowsVectors;
+    return LineOfVector<Words>(columns, line, index % kFewRowsVectors, lines[line % kLines]);
+  };
+  for (int ahead = 0; ahead < kAhead; ++ahead) {
+    const LineOfVector<Words> vector = vector_at(ahead);
+    for (int group = 0; group < kGroups; ++group) vector.load(group);
   }
-  StoreOutput{tile.out, 0, tile.begin, Rows, columns}.finish(sum);
+  for (std::int64_t first = 0; first < words; first += kGroups) {
+    const LineOfVector<Words> ahead = vector_at(first / kGroups + kAhead);
+    const std::int64_t line = first / kLineWords, w = first % kLineWords;
+    const ColumnWord* const word = lines[line % kLines].word + w;
+    const int count = static_cast<int>(lower(kGroups, words - first));
+#pragma GCC unroll 1
+    for (int i = 0; i < count; ++i) {
+      fetches.begin_word(line, w + i);
+      ahead.load(i);
+      multiplier.template multiply<Rows>(
+          word[i], rows, (first + i) * Words::kUnits, [&](int v) { fetches.fetch(v); }, sum);
+    }
+  }
+  StoreOutput{tile.out, 0, tile.begin, Rows, columns.count}.finish(sum);
 }
 
-/// All rows one after the other, packed_row_stride floats apart.
+/// Units of a row of BF16 numbers are pairs, units of a row of FP8 numbers are FP32 numbers, up to a whole vector.
+inline std::int64_t few_rows_stride(const Operand& rows) {
+  return row_stride(rows.element == Element::bf16 ? Element::bf16 : Element::f32, rows.contraction);
+}
+
+/// All rows one after the other, few_rows_stride floats apart.
 inline void pack_few_rows(const Operand& rows, float* packed) {
-  pack_row_pairs_in_turn(rows, 0, rows.lanes, packed, packed_row_stride(rows));
+  const std::int64_t stride = few_rows_stride(rows);
+  if (rows.element == Element::bf16) return pack_row_pairs_in_turn(rows, 0, rows.lanes, packed, stride);
+  const Fp8Pairs source(rows);
+  for (std::int64_t lane = 0; lane < rows.lanes; ++lane, packed += stride) {
+    for (std::int64_t k = 0; k < rows.contraction; k += kVector) {
+      _mm512_store_si512(packed + k, source.numbers(lane, k, low_bits<__mmask16>(rows.contraction - k)));
+    }
+  }
 }
 
 }  // namespace

@@ -96,6 +96,7 @@ bool takes_few_rows(const Operand& rows, const Operand& columns) {
 constexpr FewRowsKernels kFewRowsKernels = {
     .columns = kFewRowsColumns,
     .takes = takes_few_rows,
+    .row_stride = few_rows_stride,
     .pack_rows = pack_few_rows,
     .multiply = multiply_few_rows_of_any,
 };

@@ -52,7 +52,7 @@ struct GemmTile {
 /// Columns [begin, end) of a product of few rows, whose columns are read where they stand.
 struct FewRowsTile {
   const float* rows = nullptr;  ///< as `pack_rows` wrote them
-  std::int64_t row_stride = 0;  ///< packed_row_stride of their source
+  std::int64_t row_stride = 0;  ///< of their source
   std::int64_t row_count = 0;
   Operand columns;  ///< all of the product
   std::int64_t begin = 0, end = 0;
@@ -66,7 +66,8 @@ struct FewRowsTile {
 struct FewRowsKernels {
   std::int64_t columns;  ///< of a tile, at most
   bool (*takes)(const Operand& rows, const Operand& columns);
-  /// All rows one after the other, packed_row_stride units apart.
+  std::int64_t (*row_stride)(const Operand& rows);
+  /// All rows one after the other, row_stride units apart: pairs of BF16 numbers, FP8 numbers one by one.
   void (*pack_rows)(const Operand& rows, float* packed);
   void (*multiply)(const FewRowsTile& tile);
 };

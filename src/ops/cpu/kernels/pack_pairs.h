@@ -103,6 +103,11 @@ class Fp8Pairs {
     return widen(
         _mm512_permutexvar_epi8(_mm512_load_si512(kAlongOrder.index), _mm512_castsi256_si512(codes)));
   }
+  /// 16 steps, from step k, of one lane as FP32 numbers; `valid` of them exist.
+  __m512i numbers(std::int64_t lane, std::int64_t k, __mmask16 valid) const {
+    const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(valid, data_ + lane * stride_ + k));
+    return widen(_mm512_or_si512(_mm512_slli_epi32(codes, 16), _mm512_slli_epi32(codes, 24)));
+  }
   /// For transposing: 16 groups of kPairsOfGroup pairs of steps of one lane, from step k; `left` steps exist.
   static constexpr int kPairsOfGroup = 2;
   __m512i groups(std::int64_t lane, std::int64_t k, std::int64_t left) const {
