@@ -124,6 +124,42 @@ TEST_F(MatrixUnitBitsTest, CarriesSumsAcrossBlocksOfTheContraction) {
   }
 }
 
+// Which operand is kept, and whether it is packed in pieces, depends on sizes: few rows, enough rows, and (the last) operands that do
+// not stay near. Contractions end within 64 codes, or take several blocks.
+TEST_F(MatrixUnitBitsTest, HasTheBitsOfItsOrderHoweverOperandsArePackedAndKept) {
+  int variant = 0;
+  const auto expect = [&](const Size& size, const Types& types, Gemm kind) {
+    ++variant;
+    expect_documented_bits({.kind = kind,
+                            .a = types.a,
+                            .b = types.b,
+                            .out = variant % 3 == 0 ? DType::f32 : DType::bf16,
+                            .m = size.m,
+                            .n = size.n,
+                            .k = size.k,
+                            .bias = kind == Gemm::fprop && variant % 5 == 0,
+                            .accumulate = variant % 7 == 0,
+                            .values = variant % 4 == 0 ? Values::special : Values::plain});
+  };
+  for (const Types& types : {kExactTypes[0], kExactTypes[1], kExactTypes[2]}) {
+    for (Gemm kind : kKinds) {
+      for (const Size& size : {Size{70, 130, 95}, Size{260, 75, 97}, Size{260, 70, 340}, Size{35, 150, 700}})
+        expect(size, types, kind);
+    }
+  }
+  expect({129, 131, 4100}, kExactTypes[2], Gemm::fprop);
+  expect({131, 129, 4100}, kExactTypes[2], Gemm::wgrad);
+  expect({131, 129, 4100}, kExactTypes[0], Gemm::dgrad);
+}
+
+// A line of the output at once, with denormal sums and NaN beside ordinary ones.
+TEST_F(MatrixUnitBitsTest, RoundsWholeLinesOfTheOutputAsOthers) {
+  for (Values values : {Values::tiny, Values::special}) {
+    for (std::int64_t m : {32, 33, 47})
+      expect_documented_bits({.out = DType::bf16, .m = m, .n = 96, .k = 40, .values = values});
+  }
+}
+
 TEST_F(MatrixUnitBitsTest, AnEmptyContractionGivesZeroOrTheOldValues) {
   for (const Types& types : kExactTypes) {
     expect_documented_bits({.a = types.a, .b = types.b, .m = 9, .n = 5, .k = 0, .bias = true});

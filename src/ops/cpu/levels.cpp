@@ -45,10 +45,12 @@ bool runs_avx512() {
 #endif
 
 #ifdef QUAVER_MATRIX_UNIT
+/// With GFNI, which all processors with AMX have: packing uses it.
 bool processor_has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) != 0 && (d & kAmxTile) != 0;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kGfni = 1u << 8;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & kGfni) != 0 && (d & kAmxBf16) != 0 &&
+         (d & kAmxTile) != 0;
 }
 
 /// Tiles are 8 KiB that the system saves for a thread, so Linux (5.16 and later) gives them only to processes that ask. The

@@ -22,6 +22,7 @@ struct NormKernels;
 struct PeakKernels;
 struct PointwiseKernels;
 struct ReductionKernels;
+struct UnitGemmKernels;
 
 /// All kernels of one level. Each table is declared in kernels/<its concept>.h.
 struct Kernels {
@@ -44,7 +45,7 @@ struct Kernels {
 struct MatrixUnit {
   std::string_view name;
   const AttentionKernels* attention;        ///< BF16, several queries
-  const GemmKernels* gemm;                  ///< BF16 and FP8, several rows
+  const UnitGemmKernels* gemm;              ///< BF16 and FP8, several rows
   double (*peak)(std::int64_t iterations);  ///< as PeakKernels::bf16
 };
 

@@ -100,8 +100,4 @@ extern const GemmKernels gemm_kernels;
 namespace avx512 {
 extern const GemmKernels gemm_kernels;
 }
-namespace amx {
-extern const GemmKernels gemm_kernels;  ///< without FP32
-}
-
 }  // namespace quaver::cpu

@@ -226,8 +226,8 @@ void multiply_panel(int vectors, PackedRows a, const float* b, std::int64_t step
 template <class Math>
 void multiply_panel(std::int64_t rows, int vectors, PackedRows a, const float* b, std::int64_t steps,
                     CarriedSums carried, const KeepSums& kept) {
-  multiply_tiles(rows, vectors, {a.data, a.stride}, {b, vectors * kVector}, steps,
-                 {carried.sums, carried.stride}, kept.sums, kept.stride);
+  multiply_tiles(rows, vectors, {a.data, a.stride}, b, steps, {carried.sums, carried.stride}, kept.sums,
+                 kept.stride);
 }
 
 #else
@@ -253,15 +253,16 @@ constexpr std::int64_t pair_steps_of(std::int64_t contraction) {
   return round_up((contraction + 1) / 2, kStepMultiple);
 }
 
-/// Cuts a group of columns into panels of nearly equal width, at most kMaxVectors vectors: calls body(first
-/// column, vectors).
+/// Cuts a group of columns into panels of nearly equal width, at most kMaxVectors vectors, wide ones first: calls body(first
+/// column, vectors). With two vectors all but the last are wide, so groups of whole panels, one after the other, are a group.
 template <class Body>
 void for_column_panels(std::int64_t columns, const Body& body) {
   const std::int64_t vectors = (columns + kVector - 1) / kVector;
   const std::int64_t panels = (vectors + kMaxVectors - 1) / kMaxVectors;
   for (std::int64_t p = 0; p < panels; ++p) {
-    const std::int64_t first = p * vectors / panels;
-    body(first * kVector, static_cast<int>((p + 1) * vectors / panels - first));
+    const std::int64_t first = (p * vectors + panels - 1) / panels;
+    const std::int64_t end = ((p + 1) * vectors + panels - 1) / panels;
+    body(first * kVector, static_cast<int>(end - first));
   }
 }
 

@@ -240,7 +240,7 @@ void pack_along(const Pairs& pairs, std::int64_t lane, std::int64_t lanes, std::
     }
     transpose(groups);
     const auto put = [&](int i) {
-      const std::int64_t pair = k / 2 + i;
+      const std::int64_t pair = k / 32 * 16 + i;  // the compiler sees the multiple
       sink.put(0, pair, pairs.pair_of(groups[i / kGroup], static_cast<int>(i % kGroup)));
     };
     if (left >= kSteps) {
@@ -274,12 +274,20 @@ void pack_across(int vectors, const Pairs& pairs, std::int64_t lane, std::int64_
   pack_across<4>(pairs, lane, lanes, k, k_end, sink);
 }
 
+/// Where one vector of a panel of `width` columns has its units of a pair of steps: beside the other vectors of the pair or, with
+/// tiles, in its tile of kStepMultiple pairs, which stands beside the other tiles.
+constexpr std::int64_t column_unit(std::int64_t width, std::int64_t vector, std::int64_t pair) {
+  const std::int64_t within = pair & (kStepMultiple - 1);
+  return (pair - within) * width + (vector * kStepMultiple + within) * kVector;
+}
+
 /// A panel of columns, from one of its vectors on.
 struct ColumnSink {
-  float* to;
+  float* panel;
   std::int64_t width;
+  std::int64_t first_vector = 0;
   void put(int vector, std::int64_t pair, __m512i units) const {
-    _mm512_store_si512(to + pair * width + vector * kVector, units);
+    _mm512_store_si512(panel + column_unit(width, first_vector + vector, pair), units);
   }
 };
 
@@ -379,8 +387,8 @@ void pack_row_pairs_side_by_side(const Operand& source, std::int64_t begin, std:
 /// What a panel of `width` columns has beyond the contraction.
 inline void clear_last_steps(float* panel, std::int64_t width, std::int64_t contraction) {
   for (std::int64_t pair = (contraction + 1) / 2; pair < pair_steps_of(contraction); ++pair) {
-    for (std::int64_t i = 0; i < width; i += kVector)
-      _mm512_store_si512(panel + pair * width + i, _mm512_setzero_si512());
+    for (std::int64_t v = 0; v * kVector < width; ++v)
+      _mm512_store_si512(panel + column_unit(width, v, pair), _mm512_setzero_si512());
   }
 }
 
@@ -401,8 +409,9 @@ void pack_column_pairs(const Operand& source, std::int64_t begin, std::int64_t e
         return pack_across(vectors, pairs, lane, end - lane, k, k_end,
                            ColumnSink{packed + column * steps, width});
       }
-      for (std::int64_t v = 0; v < width; v += kVector) {
-        pack_along(pairs, lane + v, end - lane - v, k, k_end, ColumnSink{packed + column * steps + v, width});
+      for (std::int64_t v = 0; v < vectors; ++v) {
+        const std::int64_t first = lane + v * kVector;
+        pack_along(pairs, first, end - first, k, k_end, ColumnSink{packed + column * steps, width, v});
       }
     });
   }

@@ -20,16 +20,24 @@ inline Halves round_to_bf16(Vector x) {
   return __builtin_convertvector((rounded & ~nan) | (nan & 0x7FC0), Halves);
 }
 
-/// round_to_bf16 of all vectors, by one instruction each where there is one. vcvtneps2bf16 flushes denormals and keeps
-/// payloads of NaN: where a vector has either, all take the long way.
+#if defined(__AVX512BF16__)
+/// What vcvtneps2bf16 does not round as round_to_bf16: it flushes denormals and keeps payloads of NaN.
+template <int Vectors>
+[[gnu::always_inline]] inline bool has_nan_or_denormal(const Vector (&x)[Vectors]) {
+  constexpr int kNanOrDenormal = 0x81 | 0x20;
+  __mmask16 special = 0;
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v)
+    special = _kor_mask16(special, _mm512_fpclass_ps_mask(x[v], kNanOrDenormal));
+  return !_kortestz_mask16_u8(special, special);
+}
+#endif
+
+/// round_to_bf16 of all vectors, by one instruction each where there is one and no vector asks for the long way.
 template <int Vectors>
 [[gnu::always_inline]] inline void to_bf16(const Vector (&x)[Vectors], Halves (&rounded)[Vectors]) {
 #if defined(__AVX512BF16__)
-  constexpr int kNanOrDenormal = 0x81 | 0x20;
-  unsigned special = 0;
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) special |= _mm512_fpclass_ps_mask(x[v], kNanOrDenormal);
-  if (__builtin_expect(special == 0, 1)) {
+  if (__builtin_expect(!has_nan_or_denormal(x), 1)) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) rounded[v] = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x[v]));
     return;

@@ -56,12 +56,15 @@ struct TileMatrix {
   std::int64_t stride;
 };
 
+constexpr std::int64_t kTileUnits = kTileRows * kTileSteps;
+
 /// sums[r * stride + c] = carried (or 0 if its data are null) + product over `steps` steps, a multiple of kTileSteps, of
-/// 16 RowTiles rows, which stand one after the other, and 16 ColumnTiles columns, which stand side by side.
+/// 16 RowTiles rows, which stand one after the other, and 16 ColumnTiles columns: whole tiles, those of the same steps side by side.
 template <int RowTiles, int ColumnTiles>
-[[gnu::noinline]] void multiply_tiles(TileMatrix a, TileMatrix b, std::int64_t steps, TileMatrix carried,
-                                      float* sums, std::int64_t stride) {
+[[gnu::noinline]] void multiply_tiles(TileMatrix a, const float* columns, std::int64_t steps,
+                                      TileMatrix carried, float* sums, std::int64_t stride) {
   constexpr bool kTwoRows = RowTiles == 2, kTwoColumns = ColumnTiles == 2;
+  constexpr std::int64_t kTileBytes = 4 * kTileSteps;  // of a row of a tile of columns
   const std::int64_t carried_bytes = 4 * carried.stride, sum_bytes = 4 * stride;
   if (carried.data) {
     const float* const lower_rows = carried.data + kTileRows * carried.stride;
@@ -75,10 +78,10 @@ template <int RowTiles, int ColumnTiles>
     if (kTwoRows) clear_tile<2>();
     if (kTwoRows && kTwoColumns) clear_tile<3>();
   }
-  const std::int64_t a_bytes = 4 * a.stride, b_bytes = 4 * b.stride;
-  const float *rows = a.data, *columns = b.data;
+  const std::int64_t a_bytes = 4 * a.stride;
+  const float* rows = a.data;
   for (std::int64_t step = 0; step < steps; step += kTileSteps) {
-    load_tile<6>(columns, b_bytes);
+    load_tile<6>(columns, kTileBytes);
     load_tile<4>(rows, a_bytes);
     multiply_tile_pairs<0, 4, 6>();
     if (kTwoRows) {
@@ -86,12 +89,12 @@ template <int RowTiles, int ColumnTiles>
       multiply_tile_pairs<2, 5, 6>();
     }
     if (kTwoColumns) {
-      load_tile<7>(columns + kTileRows, b_bytes);
+      load_tile<7>(columns + kTileUnits, kTileBytes);
       multiply_tile_pairs<1, 4, 7>();
     }
     if (kTwoRows && kTwoColumns) multiply_tile_pairs<3, 5, 7>();
     rows += kTileSteps;
-    columns += kTileSteps * b.stride;
+    columns += ColumnTiles * kTileUnits;
   }
   store_tile<0>(sums, sum_bytes);
   if (kTwoColumns) store_tile<1>(sums + kTileRows, sum_bytes);
@@ -100,14 +103,14 @@ template <int RowTiles, int ColumnTiles>
 }
 
 /// The same for `rows` rows (32 at most count) and one or two vectors of columns.
-inline void multiply_tiles(std::int64_t rows, int vectors, TileMatrix a, TileMatrix b, std::int64_t steps,
-                           TileMatrix carried, float* sums, std::int64_t stride) {
+inline void multiply_tiles(std::int64_t rows, int vectors, TileMatrix a, const float* columns,
+                           std::int64_t steps, TileMatrix carried, float* sums, std::int64_t stride) {
   if (rows > kTileRows) {
-    return vectors == 2 ? multiply_tiles<2, 2>(a, b, steps, carried, sums, stride)
-                        : multiply_tiles<2, 1>(a, b, steps, carried, sums, stride);
+    return vectors == 2 ? multiply_tiles<2, 2>(a, columns, steps, carried, sums, stride)
+                        : multiply_tiles<2, 1>(a, columns, steps, carried, sums, stride);
   }
-  return vectors == 2 ? multiply_tiles<1, 2>(a, b, steps, carried, sums, stride)
-                      : multiply_tiles<1, 1>(a, b, steps, carried, sums, stride);
+  return vectors == 2 ? multiply_tiles<1, 2>(a, columns, steps, carried, sums, stride)
+                      : multiply_tiles<1, 1>(a, columns, steps, carried, sums, stride);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #include "ops/cpu/kernels/attention.h"
-#include "ops/cpu/kernels/gemm.h"
 #include "ops/cpu/kernels/tiles.h"
+#include "ops/cpu/kernels/unit_gemm.h"
 #include "ops/cpu/levels.h"
 
 namespace quaver::cpu::amx {
