@@ -116,14 +116,33 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
   }
 }
 
-/// Fills tiles, one if there is one result, and records what was cast. By all kTileThreads threads of a block.
+/// Records what a block's threads saw. By all of them.
+template <int kOutputs, typename T>
+__device__ void record_block(const std::array<Sink<T>, kOutputs>& sinks, const CastTrace (&traces)[kOutputs],
+                             const BlockTiles& tiles) {
+  __shared__ BlockCounts<kTileThreads / 32> counts[kOutputs];
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) {
+    if (sinks[o].quantizes()) counts[o].leave(sinks[o].counters, traces[o]);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) {
+    const Sink<T>& sink = sinks[o];
+    if (!sink.quantizes()) continue;
+    if (static_cast<int>(threadIdx.x) / 32 == o) counts[o].record(sink.amax, sink.counters);
+    if (tiles.first == 0 && threadIdx.x == 0) record_once(sink, tiles.rows * tiles.cols);
+  }
+}
+
+/// Fills tiles, one if there is one result, and records what was cast. By all kTileThreads threads of a block. What `ahead` and `next`
+/// have stays in registers only while nothing takes their addresses: no lambda, no pointer.
 template <bool kByPacks, int kOutputs, typename T, typename F>
 __device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
                               const BlockTiles& tiles) {
-  constexpr int kTurns =
-      kOutputs == 2 ? 2 : 1;  ///< one is filled while another is written; three fill too much memory
+  // Of two results a tile is filled while another is written; of three there is no room for that.
+  constexpr int kTurns = kOutputs == 2 ? 2 : 1;
   __shared__ TransposedTile transposed[kTurns][kOutputs];
-  __shared__ BlockCounts<kTileThreads / 32> counts[kOutputs];
   CastTrace traces[kOutputs];
   CastScale scales[kOutputs];
 #pragma unroll
@@ -157,18 +176,7 @@ __device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& s
     if (kTurns == 1) __syncthreads();
     turn = (turn + 1) % kTurns;
   }
-#pragma unroll
-  for (int o = 0; o < kOutputs; ++o) {
-    if (sinks[o].quantizes()) counts[o].leave(sinks[o].counters, traces[o]);
-  }
-  __syncthreads();
-#pragma unroll
-  for (int o = 0; o < kOutputs; ++o) {
-    const Sink<T>& sink = sinks[o];
-    if (!sink.quantizes()) continue;
-    if (static_cast<int>(threadIdx.x) / 32 == o) counts[o].record(sink.amax, sink.counters);
-    if (tiles.first == 0 && threadIdx.x == 0) record_once(sink, tiles.rows * tiles.cols);
-  }
+  record_block<kOutputs>(sinks, traces, tiles);
 }
 
 /// f(m, n, operands, results) sets results[output][i] for the elements (m, n + i), i < N, of what f.read<N>(m, n) has read of
