@@ -14,7 +14,8 @@ constexpr int kNormThreads =
 /// Kernels that read much before they work on it have as many threads on a multiprocessor at most, with 128 registers each.
 constexpr int kFewWarpsThreads = 512;
 
-constexpr int kPacksOfLine = 8;  ///< in 128 bytes, of BF16 numbers
+template <typename T>
+constexpr int kPacksOfLine = 128 / (kPack * sizeof(T));  ///< a cache line has 128 bytes
 
 /// Rows of a block that casts: 32 bytes of every transposed row, a whole sector of the caches. A sector written in part may
 /// be evicted, and is then read from memory to be filled.
@@ -215,7 +216,7 @@ __global__ void __launch_bounds__(kFewWarps<kAdds, kCasts> ? kFewWarpsThreads : 
   int turn = 0;
   for (std::int64_t row = begin; row < end; row += kNormRows) {
     if (!kReadsAhead) read(row);
-    if (kFetchesAhead && inside && lane % kPacksOfLine == 0) {
+    if (kFetchesAhead && inside && lane % kPacksOfLine<T> == 0) {
 #pragma unroll
       for (int r = kNormRows; r < 2 * kNormRows; ++r) {
         if (row + r < end) in.x.fetch(row + r, n);

@@ -46,7 +46,7 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
       if (sink.values.data) sink.values.store(tile.row + m, tile.column + n, results[o]);
       if (!sink.quantizes()) continue;
       const std::uint8_t byte = traces[o].cast(scales[o], as_float(round_as<T>(results[o][0])));
-      if (sink.transposed.data) transposed[o].column(n)[m] = byte;
+      if (sink.transposed.data) transposed[o].bytes[TransposedTile::begin_of(n) + m] = byte;
       if (sink.bytes.data) *sink.bytes.address(tile.row + m, tile.column + n) = byte;
     }
   }
@@ -111,7 +111,8 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
       transpose_words(words[o][w]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        *reinterpret_cast<unsigned*>(transposed[o].column(packs.n + 4 * w + i) + packs.m) = words[o][w][i];
+        *reinterpret_cast<unsigned*>(transposed[o].bytes + TransposedTile::begin_of(packs.n + 4 * w + i) +
+                                     packs.m) = words[o][w][i];
     }
   }
 }

@@ -40,8 +40,8 @@ struct TransposedTile {
   static constexpr int kSecondHalf = 16;
   __align__(16) std::uint8_t bytes[kTileCols * kTilePitch + kSecondHalf];
 
-  __device__ std::uint8_t* column(int n) { return bytes + n * kTilePitch + n / 32 * kSecondHalf; }
-  __device__ const std::uint8_t* column(int n) const { return const_cast<TransposedTile*>(this)->column(n); }
+  /// Where a column begins in `bytes`.
+  __device__ static int begin_of(int column) { return column * kTilePitch + column / 32 * kSecondHalf; }
 
   /// Writes those that lie in the matrix of `rows` by `cols`, `run` bytes at a time where whole columns do. By all threads.
   __device__ void write(const Matrix<std::uint8_t>& to, int run, const OutputTile& tile) const {
@@ -56,7 +56,7 @@ struct TransposedTile {
     } else {
       for (int i = static_cast<int>(threadIdx.x); i < width * kTileRows; i += kTileThreads) {
         const int n = i / kTileRows, m = i % kTileRows;
-        if (m < height) begin[n * to.stride + m] = column(n)[m];
+        if (m < height) begin[n * to.stride + m] = bytes[begin_of(n) + m];
       }
     }
   }
@@ -71,7 +71,7 @@ struct TransposedTile {
     to += first * stride + m;
 #pragma unroll 2
     for (int n = first; n < width; n += kAtOnce, to += kAtOnce * stride) {
-      const auto* const words = reinterpret_cast<const unsigned*>(column(n) + m);
+      const auto* const words = reinterpret_cast<const unsigned*>(bytes + begin_of(n) + m);
       Run run;
 #pragma unroll
       for (int w = 0; w < static_cast<int>(sizeof(Run) / 4); ++w) run.at[w] = words[w];

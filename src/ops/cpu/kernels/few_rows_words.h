@@ -65,13 +65,7 @@ class Fp8Words {
  public:
   static constexpr int kElementBytes = 1, kUnits = 4;  ///< FP32 numbers of a row that go with a word
 
-  explicit Fp8Words(Element element) {
-    const int format = element == Element::e4m3 ? 0 : 1;
-    for (int half = 0; half < 2; ++half) {
-      low_[half] = _mm512_load_si512(kPairTables.low[format] + 64 * half);
-      high_[half] = _mm512_load_si512(kPairTables.high[format] + 64 * half);
-    }
-  }
+  explicit Fp8Words(Element element) : bytes_(element) {}
 
   /// Of four columns, in each 128 bits: the first two codes of word j of all four, and the last two, to [j].
   [[gnu::always_inline]] static void transpose(__m512i (&x)[4]) {
@@ -103,22 +97,17 @@ class Fp8Words {
 
  private:
   [[gnu::always_inline]] void widen(__m512i codes, Vector (&number)[kUnits]) const {
-    const __m512i low = _mm512_permutex2var_epi8(low_[0], codes, low_[1]);
-    const __m512i magnitude = _mm512_permutex2var_epi8(high_[0], codes, high_[1]);
-    const __m512i high =
-        _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(static_cast<char>(0x80)),
-                                  0xF8);  // m | c & sign
-    const __m512i bf16[] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+    const Widened pairs = bytes_.widen(codes);
 #pragma GCC unroll 4
     for (int u = 0; u < kUnits; ++u) {
-      const __m512i two = bf16[u / 2];
+      const __m512i two = u < 2 ? pairs.first : pairs.last;
       number[u] = reinterpret_cast<Vector>(
           u % 2 == 0 ? _mm512_slli_epi32(two, 16)
                      : _mm512_and_si512(two, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
     }
   }
 
-  __m512i low_[2], high_[2];
+  CodeBytes bytes_;
 };
 
 }  // namespace

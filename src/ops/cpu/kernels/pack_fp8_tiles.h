@@ -18,11 +18,6 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-/// The BF16 numbers of 64 codes: of every 128 bits of codes the first eight, and the last.
-struct Widened {
-  __m512i first, last;
-};
-
 /// The codes of a matrix.
 class Fp8Lines {
  public:
@@ -46,24 +41,12 @@ class Fp8Lines {
 /// Widens all codes: bytes are looked up among 128.
 class AnyCodes : public Fp8Lines {
  public:
-  explicit AnyCodes(const Operand& source) : Fp8Lines(source) {
-    const int format = source.element == Element::e4m3 ? 0 : 1;
-    for (int half = 0; half < 2; ++half) {
-      low_[half] = _mm512_load_si512(kPairTables.low[format] + 64 * half);
-      high_[half] = _mm512_load_si512(kPairTables.high[format] + 64 * half);
-    }
-  }
-  Widened widen(__m512i codes) const {
-    const __m512i low = _mm512_permutex2var_epi8(low_[0], codes, low_[1]);
-    const __m512i magnitude = _mm512_permutex2var_epi8(high_[0], codes, high_[1]);
-    const __m512i high =
-        _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);
-    return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
-  }
+  explicit AnyCodes(const Operand& source) : Fp8Lines(source), bytes_(source.element) {}
+  Widened widen(__m512i codes) const { return bytes_.widen(codes); }
   static constexpr bool met_special() { return false; }
 
  private:
-  __m512i low_[2], high_[2];
+  CodeBytes bytes_;
 };
 
 /// The bits of a BF16 number's upper byte that a code's sign and two highest bits of exponent flip, as a matrix over GF(2): byte i has the
@@ -117,17 +100,6 @@ class FiniteCodes : public Fp8Lines {
   __m512i low_, high_, flips_, largest_ = _mm512_setzero_si512();
   int first_special_;
 };
-
-/// to[i] has, of every vector, its 128 bits number i.
-[[gnu::always_inline]] inline void transpose_quarters(__m512i (&to)[4], __m512i a, __m512i b, __m512i c,
-                                                      __m512i d) {
-  const __m512i lower_ab = _mm512_shuffle_i32x4(a, b, 0x44), lower_cd = _mm512_shuffle_i32x4(c, d, 0x44);
-  const __m512i upper_ab = _mm512_shuffle_i32x4(a, b, 0xEE), upper_cd = _mm512_shuffle_i32x4(c, d, 0xEE);
-  to[0] = _mm512_shuffle_i32x4(lower_ab, lower_cd, 0x88);
-  to[1] = _mm512_shuffle_i32x4(lower_ab, lower_cd, 0xDD);
-  to[2] = _mm512_shuffle_i32x4(upper_ab, upper_cd, 0x88);
-  to[3] = _mm512_shuffle_i32x4(upper_ab, upper_cd, 0xDD);
-}
 
 /// Rows that lie along the contraction.
 template <class Codes>

@@ -86,17 +86,47 @@ Mask low_bits(std::int64_t count) {
 
 constexpr int kMaxAcross = 4;  ///< vectors of 16 lanes that one call of `across` loads
 
-/// Loads FP8 codes as pairs of BF16 numbers.
-class Fp8Pairs {
+/// The BF16 numbers of 64 codes: of every 128 bits of codes the first eight, and the last.
+struct Widened {
+  __m512i first, last;
+};
+
+/// Looks up the bytes of the BF16 numbers of FP8 codes, whose signs count for nothing.
+class CodeBytes {
  public:
-  explicit Fp8Pairs(const Operand& source)
-      : data_(static_cast<const std::uint8_t*>(source.data)), stride_(source.stride) {
-    const int format = source.element == Element::e4m3 ? 0 : 1;
+  explicit CodeBytes(Element element) {
+    const int format = element == Element::e4m3 ? 0 : 1;
     for (int half = 0; half < 2; ++half) {
       low_[half] = _mm512_load_si512(kPairTables.low[format] + 64 * half);
       high_[half] = _mm512_load_si512(kPairTables.high[format] + 64 * half);
     }
   }
+  [[gnu::always_inline]] __m512i low(__m512i codes) const {
+    return _mm512_permutex2var_epi8(low_[0], codes, low_[1]);
+  }
+  [[gnu::always_inline]] __m512i high(__m512i codes) const {
+    return _mm512_permutex2var_epi8(high_[0], codes, high_[1]);
+  }
+  /// With their signs.
+  [[gnu::always_inline]] Widened widen(__m512i codes) const {
+    const __m512i lower_bytes = low(codes);
+    const __m512i upper_bytes =
+        _mm512_ternarylogic_epi32(high(codes), codes, _mm512_set1_epi8(static_cast<char>(0x80)),
+                                  0xF8);  // m | c & sign
+    return {_mm512_unpacklo_epi8(lower_bytes, upper_bytes), _mm512_unpackhi_epi8(lower_bytes, upper_bytes)};
+  }
+
+ private:
+  __m512i low_[2], high_[2];
+};
+
+/// Loads FP8 codes as pairs of BF16 numbers.
+class Fp8Pairs {
+ public:
+  explicit Fp8Pairs(const Operand& source)
+      : data_(static_cast<const std::uint8_t*>(source.data)),
+        stride_(source.stride),
+        bytes_(source.element) {}
   /// 16 pairs of steps, from step k, of one lane; `valid` of the 32 steps exist.
   __m512i along(std::int64_t lane, std::int64_t k, __mmask32 valid) const {
     const __m256i codes = _mm256_maskz_loadu_epi8(valid, data_ + lane * stride_ + k);
@@ -139,16 +169,14 @@ class Fp8Pairs {
  private:
   /// Codes that stand twice each, as BF16 numbers.
   __m512i widen(__m512i c) const {
-    const __m512i low = _mm512_permutex2var_epi8(low_[0], c, low_[1]);
-    const __m512i high = _mm512_permutex2var_epi8(high_[0], c, high_[1]);
-    const __m512i magnitude = _mm512_mask_mov_epi8(low, 0xAAAAAAAAAAAAAAAAull, high);
+    const __m512i magnitude = _mm512_mask_mov_epi8(bytes_.low(c), 0xAAAAAAAAAAAAAAAAull, bytes_.high(c));
     return _mm512_ternarylogic_epi32(magnitude, c, _mm512_set1_epi16(static_cast<short>(0x8000)),
                                      0xF8);  // m | c & sign
   }
 
   const std::uint8_t* data_;
   std::int64_t stride_;
-  __m512i low_[2], high_[2];
+  CodeBytes bytes_;
 };
 
 /// The same for BF16 numbers.
@@ -192,6 +220,17 @@ class Bf16Pairs {
   std::int64_t stride_;
 };
 
+/// to[i] has, of every vector, its 128 bits number i.
+[[gnu::always_inline]] inline void transpose_quarters(__m512i (&to)[4], __m512i a, __m512i b, __m512i c,
+                                                      __m512i d) {
+  const __m512i lower_ab = _mm512_shuffle_i32x4(a, b, 0x44), lower_cd = _mm512_shuffle_i32x4(c, d, 0x44);
+  const __m512i upper_ab = _mm512_shuffle_i32x4(a, b, 0xEE), upper_cd = _mm512_shuffle_i32x4(c, d, 0xEE);
+  to[0] = _mm512_shuffle_i32x4(lower_ab, lower_cd, 0x88);
+  to[1] = _mm512_shuffle_i32x4(lower_ab, lower_cd, 0xDD);
+  to[2] = _mm512_shuffle_i32x4(upper_ab, upper_cd, 0x88);
+  to[3] = _mm512_shuffle_i32x4(upper_ab, upper_cd, 0xDD);
+}
+
 /// Transposes a 16 x 16 matrix of 32-bit units.
 __attribute__((always_inline)) inline void transpose(__m512i (&m)[16]) {
   __m512i t[16];
@@ -209,17 +248,10 @@ __attribute__((always_inline)) inline void transpose(__m512i (&m)[16]) {
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(m[i], m[i + 4], 0xDD);
-    t[i + 8] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(m[i + 8], m[i + 12], 0xDD);
-  }
+    __m512i quarters[4];
+    transpose_quarters(quarters, m[i], m[i + 4], m[i + 8], m[i + 12]);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    m[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    m[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    m[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-    m[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+    for (int q = 0; q < 4; ++q) m[i + 4 * q] = quarters[q];
   }
 }
 

@@ -189,68 +189,50 @@ std::int64_t place_of(const Panel& panel, std::int64_t rows) {
   return panel.column * round_up(rows, kRows) + panel.row * panel.vectors * kVector;
 }
 
-void multiply_packed(const UnitTile& tile) {
-  const std::int64_t steps = units_of(tile.rows.source), stride = packed_row_stride(tile.rows.source);
-  PanelProducts products(tile.out, steps);
+/// Some packed lanes of one side of a tile: from lane `first` on.
+struct PackedLanes {
+  const float* packed;
+  std::int64_t first, count;
+};
+
+/// Multiplies all of the rows with all of the columns; `sums` is scratch for whole panels of both.
+void multiply_lanes(PanelProducts& products, const Operand& source, const PackedLanes& rows,
+                    const PackedLanes& columns, float* sums) {
+  const std::int64_t steps = units_of(source), stride = packed_row_stride(source);
   for_blocks(steps, [&](const Steps& part) {
-    for (std::int64_t row = 0; row < tile.rows.source.lanes; row += kRows) {
-      for_panels(tile.rows.source.lanes, row, tile.columns.source.lanes, [&](const Panel& panel) {
-        products.multiply(panel, part, {tile.rows.packed + row * stride + part.begin, stride},
-                          tile.columns.packed + panel.column * steps + part.begin * panel.vectors * kVector,
-                          tile.sums + place_of(panel, tile.rows.source.lanes));
+    for (std::int64_t row = 0; row < rows.count; row += kRows) {
+      for_panels(rows.count, row, columns.count, [&](Panel panel) {
+        const float* const b = columns.packed + panel.column * steps + part.begin * panel.vectors * kVector;
+        float* const kept = sums + place_of(panel, rows.count);
+        panel.row += rows.first;
+        panel.column += columns.first;
+        products.multiply(panel, part, {rows.packed + row * stride + part.begin, stride}, b, kept);
       });
     }
   });
 }
 
-/// A few rows are packed into the innermost cache, if their contraction is short, and multiplied with all columns.
-void multiply_packing_rows(const UnitTile& tile) {
-  const UnitLanes &rows = tile.rows, &columns = tile.columns;
-  const std::int64_t steps = units_of(rows.source), stride = packed_row_stride(rows.source);
-  PanelProducts products(tile.out, steps);
-  for (std::int64_t first = 0; first < rows.source.lanes; first += rows.in_turn) {
-    const std::int64_t count = lower(rows.in_turn, rows.source.lanes - first);
-    pack_tile_rows(rows.source, first, first + count, rows.packed);
-    for_blocks(steps, [&](const Steps& part) {
-      for (std::int64_t row = 0; row < count; row += kRows) {
-        for_panels(count, row, columns.source.lanes, [&](Panel panel) {
-          float* const kept = tile.sums + place_of(panel, rows.in_turn);
-          panel.row += first;
-          products.multiply(panel, part, {rows.packed + row * stride + part.begin, stride},
-                            columns.packed + panel.column * steps + part.begin * panel.vectors * kVector,
-                            kept);
-        });
-      }
-    });
-  }
-}
-
-/// The same of columns with all rows.
-void multiply_packing_columns(const UnitTile& tile) {
-  const UnitLanes &rows = tile.rows, &columns = tile.columns;
-  const std::int64_t steps = units_of(rows.source), stride = packed_row_stride(rows.source);
-  PanelProducts products(tile.out, steps);
-  for (std::int64_t first = 0; first < columns.source.lanes; first += columns.in_turn) {
-    const std::int64_t count = lower(columns.in_turn, columns.source.lanes - first);
-    pack_tile_columns(columns.source, first, first + count, columns.packed);
-    for_blocks(steps, [&](const Steps& part) {
-      for (std::int64_t row = 0; row < rows.source.lanes; row += kRows) {
-        for_panels(rows.source.lanes, row, count, [&](Panel panel) {
-          float* const kept = tile.sums + place_of(panel, rows.source.lanes);
-          const float* const b = columns.packed + panel.column * steps + part.begin * panel.vectors * kVector;
-          panel.column += first;
-          products.multiply(panel, part, {rows.packed + row * stride + part.begin, stride}, b, kept);
-        });
-      }
-    });
+/// Calls body(lanes) for every `in_turn` lanes of a side, packed into the innermost cache if their contraction is short; or once for
+/// all, if they are packed.
+template <class Body>
+void for_lanes(const UnitLanes& side, void (*pack)(const Operand&, std::int64_t, std::int64_t, float*),
+               const Body& body) {
+  if (side.in_turn == 0) return body(PackedLanes{side.packed, 0, side.source.lanes});
+  for (std::int64_t first = 0; first < side.source.lanes; first += side.in_turn) {
+    const std::int64_t count = lower(side.in_turn, side.source.lanes - first);
+    pack(side.source, first, first + count, side.packed);
+    body(PackedLanes{side.packed, first, count});
   }
 }
 
 void multiply_tile(const UnitTile& tile) {
   const TileScope tiles;
-  if (tile.rows.in_turn > 0) return multiply_packing_rows(tile);
-  if (tile.columns.in_turn > 0) return multiply_packing_columns(tile);
-  multiply_packed(tile);
+  PanelProducts products(tile.out, units_of(tile.rows.source));
+  for_lanes(tile.rows, pack_tile_rows, [&](const PackedLanes& rows) {
+    for_lanes(tile.columns, pack_tile_columns, [&](const PackedLanes& columns) {
+      multiply_lanes(products, tile.rows.source, rows, columns, tile.sums);
+    });
+  });
 }
 
 }  // namespace
