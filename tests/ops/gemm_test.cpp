@@ -167,6 +167,20 @@ TEST_F(GemmTest, FewRowsReadNothingBeyondTheColumns) {
   }
 }
 
+// Columns of the product that followed last time are fetched ahead: other sizes and types, several tiles, and memory that has gone.
+TEST_F(GemmTest, FewRowsInTurnsEqualReference) {
+  const std::vector<Case> cases = {{.a = DType::e4m3, .b = DType::e4m3, .m = 1, .n = 300, .k = 768},
+                                   {.a = DType::e4m3, .b = DType::e4m3, .m = 1, .n = 130, .k = 2048},
+                                   {.a = DType::bf16, .b = DType::bf16, .m = 2, .n = 70, .k = 100},
+                                   {.a = DType::e4m3, .b = DType::e5m2, .m = 4, .n = 3, .k = 5}};
+  std::vector<Inputs> inputs;
+  for (const Case& c : cases) inputs.push_back(inputs_of(*reference_, c));
+  for (int round = 0; round < 3; ++round) {
+    if (round == 2) inputs[1] = inputs_of(*reference_, cases[1]);
+    for (std::size_t i = 0; i < cases.size(); ++i) expect_reference_bits(cases[i], inputs[i]);
+  }
+}
+
 TEST_F(GemmTest, EqualsReferenceWithInfinitiesAndNan) {
   for (const Types& types : kExactTypes) {
     for (Gemm kind : kKinds) {

@@ -3,6 +3,7 @@
 #include "ops/contracts.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/kernels/attention.h"
+#include "ops/cpu/ranges.h"
 
 namespace quaver {
 namespace {
@@ -115,27 +116,43 @@ class AttentionBackward {
   Tensor packed_, gradients_, scratch_;
 };
 
-/// One query of every sequence, over keys and values where they stand. The heads that share them are dealt so that every
-/// thread has a part; each is computed by itself, so the parts do not change bits.
+/// Query heads [first, first + count) of a group that shares keys and values.
+struct HeadsOfGroup {
+  std::int64_t group, first, count;
+};
+
+/// Groups whole, as often as all threads have one: heads of a group together take little longer than one of them. What is left is
+/// dealt in parts so that every thread has one. Each head is computed by itself, so the parts do not change bits.
+std::vector<HeadsOfGroup> deal_heads(std::int64_t groups, std::int64_t group_size, std::int64_t most,
+                                     std::int64_t threads) {
+  const std::int64_t whole = groups / threads * threads;
+  std::vector<HeadsOfGroup> items;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t sharers = group < whole ? 1 : cpu::ceil_div(threads, groups - whole);
+    const std::int64_t part = std::min(most, cpu::ceil_div(group_size, sharers));
+    for (std::int64_t first = 0; first < group_size; first += part)
+      items.push_back({group, first, std::min(part, group_size - first)});
+  }
+  return items;
+}
+
+/// One query of every sequence, over keys and values where they stand.
 void attend_one_query(Backend& backend, const Threads& threads, const cpu::OneQueryKernels& kernels,
                       const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                       const Tensor& out, const Tensor& lse) {
-  const std::int64_t groups = shape.batch * shape.kv_heads, group_size = shape.heads / shape.kv_heads;
-  std::int64_t parts = (group_size + kernels.heads - 1) / kernels.heads;
-  while (parts < group_size && groups * parts < 2 * threads.count()) ++parts;
-  const std::int64_t part_heads = (group_size + parts - 1) / parts;
+  const std::int64_t group_size = shape.heads / shape.kv_heads;
+  const std::vector<HeadsOfGroup> items =
+      deal_heads(shape.batch * shape.kv_heads, group_size, kernels.heads, threads.count());
   AttentionSequence sequence = sequence_of(shape, q, {}, lse, 0);
   sequence.lse_stride = 1;
   const std::int64_t scratch_size = kernels.scratch(sequence);
   const Tensor scratch = backend.allocate(DType::f32, {threads.count() * scratch_size});
-  threads.for_each_on_thread(groups * parts, [&](std::int64_t item, int thread) {
-    const std::int64_t group = item / parts, first = item % parts * part_heads;
+  threads.for_each_on_thread(static_cast<std::int64_t>(items.size()), [&](std::int64_t item, int thread) {
+    const auto [group, first, count] = items[static_cast<std::size_t>(item)];
     const std::int64_t batch = group / shape.kv_heads, head = group % shape.kv_heads * group_size + first;
-    if (first >= group_size) return;
     AttentionHead heads = head_of(shape, q, k, v, out, lse, batch, head);
     heads.q.stride = heads.out.stride = shape.head_dim;
-    kernels.forward(sequence, heads, std::min(part_heads, group_size - first),
-                    scratch.data<float>() + thread * scratch_size);
+    kernels.forward(sequence, heads, count, scratch.data<float>() + thread * scratch_size);
   });
 }
 

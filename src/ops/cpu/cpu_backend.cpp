@@ -13,7 +13,7 @@ CpuBackend::CpuBackend(int threads, cpu::Level level, Products products)
 }
 
 CpuBackend::CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernels)
-    : threads_(threads), level_(level), kernels_(kernels) {}
+    : threads_(threads), few_rows_products_(threads_), level_(level), kernels_(kernels) {}
 
 std::string CpuBackend::describe() const {
   const bool missing = products_ == Products::fast && !unit_;

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/threads.h"
+#include "ops/cpu/few_rows_products.h"
 #include "ops/cpu/levels.h"
 #include "ops/host_backend.h"
 
@@ -105,6 +106,7 @@ class CpuBackend : public HostBackend {
   void step_stored(const cpu::StoredStep& stored, const AdamWTensor& tensor);
 
   Threads threads_;
+  cpu::FewRowsProducts few_rows_products_;
   cpu::Level level_;
   const cpu::Kernels& kernels_;
   Products products_ = Products::exact;

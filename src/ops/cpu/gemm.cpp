@@ -163,32 +163,6 @@ class Product {
   Tensor packed_a_, packed_b_, sums_;
 };
 
-/// A product of few rows, whose columns are multiplied where they stand.
-void multiply_few_rows(Backend& backend, const Threads& threads, const cpu::FewRowsKernels& few,
-                       const Operand& a, const Operand& b, const GemmOutput& out) {
-  const std::int64_t stride = few.row_stride(a);
-  const Tensor packed = backend.allocate(DType::f32, {a.lanes * stride});
-  few.pack_rows(a, packed.data<float>());
-  // A thread's tiles lie side by side: each fetches the next one whole, and must know which that is.
-  const std::int64_t tiles = ceil_div(b.lanes, few.columns);
-  const std::int64_t runs = std::min<std::int64_t>(tiles, threads.count());
-  threads.for_each(runs, [&](std::int64_t run) {
-    const std::int64_t first = tiles * run / runs, end = tiles * (run + 1) / runs;
-    for (std::int64_t tile = first; tile < end; ++tile) {
-      const Range columns = block_of({0, b.lanes}, tile, few.columns);
-      few.multiply({.rows = packed.data<float>(),
-                    .row_stride = stride,
-                    .row_count = a.lanes,
-                    .columns = b,
-                    .begin = columns.begin,
-                    .end = columns.end,
-                    .next = tile + 1 < end ? columns.end : b.lanes,
-                    .fetched = tile > first,
-                    .out = out});
-    }
-  });
-}
-
 }  // namespace
 
 void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, const Tensor& bias,
@@ -207,7 +181,7 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
   last_gemm_ = LastGemm{operands.a.dtype(), LastGemm::Way::in_place, operands.a.dtype() != a.dtype()};
   // With a unit too: the time of few rows is that of reading the columns.
   if (kernels_.gemm->few_rows && kernels_.gemm->few_rows->takes(rows, columns)) {
-    return multiply_few_rows(*this, threads_, *kernels_.gemm->few_rows, rows, columns, output);
+    return few_rows_products_.multiply(*this, *kernels_.gemm->few_rows, rows, columns, output);
   }
   if (unit_ && rows.element != Element::f32) {
     last_gemm_->way = LastGemm::Way::matrix_unit;

@@ -39,12 +39,19 @@ void score_keys(const AttentionSequence& sequence, const AttentionHead& head, co
       .row_stride = scratch.head_row,
       .row_count = Rows,
       .columns = operand(row_of<Bf16>(head.k, 0), head.k.stride, sequence.key_len, d, true),
+      .next = {},
       .out = {.data = scratch.scores, .stride = scratch.scores_stride},
   };
   for (std::int64_t key = 0; key < sequence.key_len; key = tile.end) {
     tile.begin = key;
-    tile.end = tile.next = lower(sequence.key_len, key + kFewRowsColumns);
-    tile.fetched = key > 0;
+    tile.end = lower(sequence.key_len, key + kFewRowsColumns);
+    tile.fetched = key > 0 ? tile.end - tile.begin : 0;
+    // Keys that follow; then the first values, which are multiplied next.
+    const HeadMatrix& matrix = tile.end < sequence.key_len ? head.k : head.v;
+    const std::int64_t from = tile.end < sequence.key_len ? tile.end : 0;
+    constexpr std::int64_t kBytes = sizeof(Bf16);
+    tile.next = {row_of<Bf16>(matrix, from), matrix.stride * kBytes, d * kBytes,
+                 lower(sequence.key_len - from, kFewRowsColumns)};
     multiply_few_rows<Bf16Words, Rows>(tile);
   }
 }

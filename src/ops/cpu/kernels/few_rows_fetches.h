@@ -18,84 +18,77 @@ namespace {
 /// What a tile has on its way into the outer private cache while it multiplies. (Into the innermost one it would not fit beside
 /// the line in work.)
 ///
-/// The tile that follows is fetched in the order of its addresses, column after column, which memory serves faster than a line of
-/// each column in turn. A tile that none came before fetches its own lines besides, a few of each column in turn.
+/// The tile that follows is fetched as four parts, each in the order of its addresses, column after column, a line of each part in
+/// turn: memory serves that faster than a line of each column in turn, and, where arithmetic takes nearly as long as memory, faster
+/// than one part, which waits at every page. Columns that none before the tile has fetched it fetches itself besides, a few lines of each
+/// in turn.
 class Fetches {
  public:
   /// Lines that are fetched while a word is multiplied, one by one: all at once, the memory would wait for the arithmetic.
-  static constexpr int kOfWord = kFewRowsVectors;
+  static constexpr int kParts = kFewRowsVectors;
   /// Lines of each of its own columns that a tile fetches in a turn, the first before it multiplies.
   static constexpr std::int64_t kOwnLines = 4;
 
   Fetches(const FewRowsTile& tile, int element_bytes)
-      : stride_(tile.columns.stride * element_bytes),
-        lines_(lines_of(tile.columns.contraction * element_bytes)),
-        own_(column(tile, tile.begin)),
-        own_columns_(tile.fetched ? 0 : columns_from(tile, tile.begin)),
-        pieces_(columns_from(tile, tile.next)),
-        piece_lines_(lines_) {
-    if (stride_ < (lines_ + 1) * kLineBytes) {  // no whole line between columns
-      piece_lines_ = lines_of(pieces_ * stride_);
+      : own_stride_(tile.columns.stride * element_bytes),
+        own_lines_(lines_of(tile.columns.contraction * element_bytes)),
+        own_(static_cast<const std::uint8_t*>(tile.columns.data) + tile.begin * own_stride_),
+        own_begin_(tile.fetched),
+        own_end_(tile.fetched < tile.end - tile.begin ? tile.end - tile.begin : 0),
+        stride_(tile.next.stride),
+        pieces_((tile.next.count + kParts - 1) / kParts),
+        piece_lines_(lines_of(tile.next.bytes)),
+        part_(pieces_ * stride_) {
+    if (stride_ < (piece_lines_ + 1) * kLineBytes) {  // no whole line between columns
+      piece_lines_ = lines_of(part_);
       pieces_ = lower(pieces_, 1);
     }
-    next_ = end_ = column(tile, tile.next);
+    next_ = end_ = static_cast<const std::uint8_t*>(tile.next.first);
     if (pieces_ > 0) end_ += piece_lines_ * kLineBytes;
-    for (std::int64_t c = 0; c < own_columns_; ++c) fetch_own(0, c);
+    for (std::int64_t c = own_begin_; c < own_end_; ++c) fetch_own(0, c);
   }
 
   /// Before word w of `line` is multiplied.
   [[gnu::always_inline]] void begin_word(std::int64_t line, std::int64_t w) {
+    if (__builtin_expect(next_ == end_, 0)) begin_piece();
     chosen_ = next_;
-    if (__builtin_expect(end_ - next_ >= kOfWord * kLineBytes, 1)) {
-      next_ += kOfWord * kLineBytes;
-    } else {
-      fetch_ends();
-      chosen_ = own_;  // there already
-    }
-    if (__builtin_expect(own_columns_ > 0, 0))
-      fetch_own(line / kOwnLines + 1, line % kOwnLines * kLineWords + w);
+    next_ += kLineBytes;
+    if (__builtin_expect(own_end_ > 0, 0)) fetch_own(line / kOwnLines + 1, line % kOwnLines * kLineWords + w);
   }
-  /// Between its parts, i < kOfWord.
-  [[gnu::always_inline]] void fetch(int i) const { fetch_line(chosen_ + i * kLineBytes); }
+  /// Between its vectors, i < kParts.
+  [[gnu::always_inline]] void fetch(int i) const { fetch_line(chosen_ + i * part_); }
 
  private:
   static std::int64_t lines_of(std::int64_t bytes) { return (bytes + kLineBytes - 1) / kLineBytes; }
-  static std::int64_t columns_from(const FewRowsTile& tile, std::int64_t begin) {
-    const std::int64_t left = tile.columns.lanes - begin;
-    return left <= 0 ? 0 : lower(left, kFewRowsColumns);
-  }
-  const std::uint8_t* column(const FewRowsTile& tile, std::int64_t index) const {
-    const auto* data = static_cast<const std::uint8_t*>(tile.columns.data);
-    return index < tile.columns.lanes ? data + index * stride_ : data;
-  }
-  /// Where a piece ends.
-  [[gnu::noinline]] void fetch_ends() {
-    for (int i = 0; i < kOfWord; ++i) {
-      if (next_ >= end_) {
-        if (pieces_ <= 1) return;
-        --pieces_;
-        next_ += stride_ - piece_lines_ * kLineBytes;
-        end_ += stride_;
-      }
-      fetch_line(next_);
-      next_ += kLineBytes;
+
+  [[gnu::noinline]] void begin_piece() {
+    if (pieces_ > 1) {
+      --pieces_;
+      next_ += stride_ - piece_lines_ * kLineBytes;
+      end_ += stride_;
+    } else {  // all are fetched: what is there already, again and again
+      next_ = own_;
+      end_ = own_ + kLineBytes;
+      part_ = 0;
     }
   }
   /// Of column c, the kOwnLines lines of a turn.
   [[gnu::noinline]] void fetch_own(std::int64_t turn, std::int64_t c) const {
-    if (c >= own_columns_) return;
-    const std::int64_t end = lower(lines_, (turn + 1) * kOwnLines);
+    if (c < own_begin_ || c >= own_end_) return;
+    const std::int64_t end = lower(own_lines_, (turn + 1) * kOwnLines);
     for (std::int64_t line = turn * kOwnLines; line < end; ++line)
-      fetch_line(own_ + c * stride_ + line * kLineBytes);
+      fetch_line(own_ + c * own_stride_ + line * kLineBytes);
   }
 
   /// Not beside next_: g++ would make a vector of both for every word.
   const std::uint8_t* chosen_ = nullptr;
-  std::int64_t stride_, lines_;
+  std::int64_t own_stride_, own_lines_;
   const std::uint8_t* own_;
-  std::int64_t own_columns_;           ///< 0: they were fetched by the tile before
-  std::int64_t pieces_, piece_lines_;  ///< of the next tile, without gaps
-  const std::uint8_t *next_, *end_;    ///< of the first that is left
+  std::int64_t own_begin_, own_end_;  ///< own_end_ 0: all of the tile's columns were fetched before
+  std::int64_t stride_;
+  std::int64_t pieces_, piece_lines_;  ///< left of the next tile's first part, without gaps
+  std::int64_t part_;                  ///< from a part to the next one
+  const std::uint8_t *next_, *end_;    ///< of the first piece that is left
 };
 
 }  // namespace

@@ -49,6 +49,12 @@ struct GemmTile {
   GemmOutput out;         ///< from the tile's first element
 };
 
+/// Columns where they stand, in bytes.
+struct ColumnLines {
+  const void* first = nullptr;
+  std::int64_t stride = 0, bytes = 0, count = 0;
+};
+
 /// Columns [begin, end) of a product of few rows, whose columns are read where they stand.
 struct FewRowsTile {
   const float* rows = nullptr;  ///< as `pack_rows` wrote them
@@ -56,9 +62,9 @@ struct FewRowsTile {
   std::int64_t row_count = 0;
   Operand columns;  ///< all of the product
   std::int64_t begin = 0, end = 0;
-  std::int64_t next = 0;  ///< where the thread's next tile begins, which is fetched; beyond the last: none
-  bool fetched = false;   ///< the tile before this one has fetched it
-  GemmOutput out;         ///< of the whole product
+  std::int64_t fetched = 0;  ///< of these columns, by the tile before this one
+  ColumnLines next;          ///< what the thread multiplies next, of any product: it is fetched
+  GemmOutput out;            ///< of the whole product
 };
 
 /// Products of few rows without packed columns: a step for one token reads every weight once, and packing it would
