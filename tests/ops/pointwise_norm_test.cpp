@@ -143,7 +143,7 @@ TEST_P(PointwiseNorm, BackwardCastsTheSum) {
   for (const bool centred : {false, true}) expect_cast_of_the_sum(GetParam(), centred, false);
 }
 
-// So many rows that a block of the CUDA backend has a stripe of them and a chunk; and stripes alone, the last block's one short.
+// So many rows that blocks of the CUDA backend have stripes of them: some two, the last one short; and one each.
 TEST(PointwiseNormSpecial, BackwardCastsStripes) {
   expect_cast_of_the_sum({99312, 8, DType::bf16, false}, false, true);
   expect_cast_of_the_sum({67568, 8, DType::bf16, false}, true, true);

@@ -83,13 +83,12 @@ struct StepOfMatrix {
     Pack<float, N> gradient, value, m, v;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t row, std::int64_t column) const {
-    return {gradient.pack<N>(row, column), value.pack<N>(row, column), m.pack<N>(row, column),
-            v.pack<N>(row, column)};
+  __device__ Operands<N> read(int row, int column) const {
+    return {gradient.near_pack<N>(row, column), value.near_pack<N>(row, column), m.near_pack<N>(row, column),
+            v.near_pack<N>(row, column)};
   }
   template <int N>
-  __device__ void operator()(std::int64_t row, std::int64_t column, const Operands<N>& read,
-                             float (&results)[1][N]) const {
+  __device__ void operator()(int row, int column, const Operands<N>& read, float (&results)[1][N]) const {
     float g[N], first[N], second[N];
     widen(read.gradient, g);
     widen(read.value, results[0]);
@@ -97,10 +96,10 @@ struct StepOfMatrix {
     widen(read.v, second);
 #pragma unroll
     for (int i = 0; i < N; ++i) step_element(f, decay, clip, g[i], results[0][i], first[i], second[i]);
-    value.store(row, column, results[0]);
-    m.store(row, column, first);
-    v.store(row, column, second);
-    if (copy.data) copy.store(row, column, results[0]);
+    value.near_store(row, column, results[0]);
+    m.near_store(row, column, first);
+    v.near_store(row, column, second);
+    if (copy.data) copy.near_store(row, column, results[0]);
   }
 };
 

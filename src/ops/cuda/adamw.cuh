@@ -58,7 +58,7 @@ struct TensorList {
 /// same members `rows`, `cols`, `sinks` and `packs`. By all kTileThreads threads of a block.
 template <typename Matrix, typename MakeStep>
 __device__ void cast_part(const Matrix& matrix, int part, const MakeStep& make_step) {
-  const BlockTiles tile{matrix.rows, matrix.cols, part, 1, part + 1};
+  const BlockTiles tile{static_cast<int>(matrix.rows), static_cast<int>(matrix.cols), part, 1, part + 1};
   if (matrix.packs) {
     produce_block<true, 1, float>(make_step(), matrix.sinks, tile);
   } else {

@@ -69,9 +69,9 @@ void statistics(const AttentionCall& call, const AttentionGradients& gradients, 
            stream, arguments_of<T>(call, all_aligned(call.shape, {call.out, gradients.dout})),
            gradient_arguments<T>(call.shape, gradients));
   };
-  static_assert(kWidestHead <= 32 * kPieceElements);
-  if (call.shape.head_dim <= 8 * kPieceElements) return launch_with(std::integral_constant<int, 8>());
-  if (call.shape.head_dim <= 16 * kPieceElements) return launch_with(std::integral_constant<int, 16>());
+  static_assert(kWidestHead <= 32 * kPack);
+  if (call.shape.head_dim <= 8 * kPack) return launch_with(std::integral_constant<int, 8>());
+  if (call.shape.head_dim <= 16 * kPack) return launch_with(std::integral_constant<int, 16>());
   launch_with(std::integral_constant<int, 32>());
 }
 

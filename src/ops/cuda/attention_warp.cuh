@@ -1,12 +1,10 @@
-/// What attention asks of one warp: tensor-core products, matrix loads, asynchronous copies, BF16 pairs. Each
-/// is one instruction on the device; the emulation computes the same in plain code.
+/// What attention asks of one warp: tensor-core products, matrix loads, BF16 pairs. Each is one instruction on the device;
+/// the emulation computes the same in plain code.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <cstring>
-#include <vector>
 
+#include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/exponential.cuh"
 #include "ops/cuda/launch.h"
 
@@ -21,10 +19,6 @@ __device__ inline void multiply_add(float (&sum)[4], const std::uint32_t* a, con
       "{%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 /// Four 8 x 8 matrices from shared memory: lane 8 m + r names row r of matrix m; part m of a lane then holds
@@ -42,18 +36,6 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&part)[4], const 
                : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
                : "r"(shared_address(row))
                : "memory");
-}
-
-/// Copies 16 bytes to shared memory, or zeros if not `inside`; `from` is a valid address either way.
-__device__ inline void copy_16_bytes(void* to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(inside ? 16 : 0)
-               : "memory");
-}
-
-/// Waits for all copies that this thread has started.
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 #else
@@ -103,29 +85,6 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&part)[4], const 
     }
     return 0;
   });
-}
-
-struct PendingCopy {
-  void* to;
-  const void* from;
-};
-
-/// The copies that thread `threadIdx.x` has started and not waited for.
-inline std::vector<PendingCopy>& pending_copies() {
-  static std::array<std::vector<PendingCopy>, 1024> of_thread;
-  return of_thread[threadIdx.x];
-}
-
-/// As late as the instruction may: what is read before the wait is NaN.
-__device__ inline void copy_16_bytes(void* to, const void* from, bool inside) {
-  constexpr int kZero = 0, kUnknown = 0xFF;
-  std::memset(to, inside ? kUnknown : kZero, 16);
-  if (inside) pending_copies().push_back({to, from});
-}
-
-__device__ inline void wait_for_copies() {
-  for (const PendingCopy& copy : pending_copies()) std::memcpy(copy.to, copy.from, 16);
-  pending_copies().clear();
 }
 
 #endif

@@ -16,6 +16,12 @@ __device__ inline unsigned larger_magnitudes(unsigned a, unsigned b) {
   asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
   return larger;
 }
+/// The same, but of a NaN and a number the number's.
+__device__ inline unsigned larger_numbers(unsigned a, unsigned b) {
+  unsigned larger;
+  asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
 /// Of each half the smaller magnitude; of a NaN and a number, the number's.
 __device__ inline unsigned smaller_magnitudes(unsigned a, unsigned b) {
   unsigned smaller;
@@ -34,6 +40,13 @@ unsigned choose_halves(unsigned a, unsigned b, const Choose& choose) {
 }
 inline unsigned larger_magnitudes(unsigned a, unsigned b) {
   return choose_halves(a, b, [](unsigned x, unsigned y) { return x > y ? x : y; });
+}
+inline unsigned larger_numbers(unsigned a, unsigned b) {
+  constexpr unsigned kInfinite = 0x7F80;
+  return choose_halves(a, b, [](unsigned x, unsigned y) {
+    if (x > kInfinite || y > kInfinite) return x < y ? x : y;
+    return x > y ? x : y;
+  });
 }
 inline unsigned smaller_magnitudes(unsigned a, unsigned b) {
   return choose_halves(a, b, [](unsigned x, unsigned y) { return x < y ? x : y; });

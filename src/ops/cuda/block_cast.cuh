@@ -81,24 +81,69 @@ struct TilePlace {
   std::int64_t down, across, rows, cols;
 };
 
+/// The larger magnitude of a pair of larger_numbers; 0 if both are NaN.
+__device__ inline float larger_half(unsigned pair) {
+  return fmaxf(0.0f, fmaxf(low_half(pair & kMagnitudes), high_half(pair & kMagnitudes)));
+}
+/// The largest magnitude of a thread's row; NaN are left out.
+template <typename T>
+__device__ float row_amax(const Pack<T, kPack>& row) {
+  if constexpr (kPairs<T, kPack>) {
+    unsigned largest = row.words[0];
+#pragma unroll
+    for (int w = 1; w < kPack / 2; ++w) largest = larger_numbers(largest, row.words[w]);
+    return larger_half(largest);
+  } else {
+    float amax = 0;
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(row.at[n]));
+    return amax;
+  }
+}
+
+/// Of kPack rows of a tile, all of which half a warp holds, every lane has one; two lanes have the same.
+__device__ inline int row_of_lane(int lane) {
+  return (lane >> 3 & 1) | (lane >> 1 & 2) | (lane << 1 & 4);
+}
+__device__ inline int lane_of_row(int lane, int row) {
+  return (lane & 16) | (row & 1) << 3 | (row & 2) << 1 | (row & 4) >> 1;
+}
+/// The amax of row row_of_lane: lanes at a distance exchange halves of what they have.
+template <typename T>
+__device__ float amax_of_row(const ThreadTile<T>& tile, int lane) {
+  static_assert(kPack == 8 && kSidePacks == 16);
+  float amaxes[kPack];
+#pragma unroll
+  for (int m = 0; m < kPack; ++m) amaxes[m] = row_amax(tile.at[m]);
+#pragma unroll
+  for (int left = kPack / 2; left > 0; left /= 2) {
+    const int distance = 2 * left;
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float sent = upper ? amaxes[2 * i] : amaxes[2 * i + 1];
+      const float kept = upper ? amaxes[2 * i + 1] : amaxes[2 * i];
+      amaxes[i] = fmaxf(kept, __shfl_xor_sync(kAllLanes, sent, distance));
+    }
+  }
+  return fmaxf(amaxes[0], __shfl_xor_sync(kAllLanes, amaxes[0], 1));
+}
+
 /// scales[m] of row m; all lanes that hold a row's packs, half a warp, find its amax together.
 template <typename T>
 __device__ void scale_rows(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
                            float (&scales)[kPack]) {
-  const bool writes = threadIdx.x % kSidePacks == 0;
-#pragma unroll
-  for (int m = 0; m < kPack; ++m) {
-    float amax = 0;
-#pragma unroll
-    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(tile(m, n)));
-    scales[m] = block_scale(group_reduce(amax, kSidePacks, Largest{}));
-    if (!writes) continue;
+  const int lane = static_cast<int>(threadIdx.x) % 32, m = row_of_lane(lane);
+  const float scale = block_scale(amax_of_row(tile, lane));
+  if (lane % 2 == 0) {
     const std::int64_t row = tile.row + m;
     const bool inside = m < tile.rows;
-    if (inside) *sink.scales.address(row, place.across) = 1.0f / scales[m];
+    if (inside) *sink.scales.address(row, place.across) = 1.0f / scale;
     if (sink.transposed_scales.data && row < sink.transposed_scales.stride)
-      *sink.transposed_scales.address(place.across, row) = inside ? 1.0f / scales[m] : 0.0f;
+      *sink.transposed_scales.address(place.across, row) = inside ? 1.0f / scale : 0.0f;
   }
+#pragma unroll
+  for (int r = 0; r < kPack; ++r) scales[r] = __shfl_sync(kAllLanes, scale, lane_of_row(lane, r));
 }
 
 constexpr int kBlockCastWarps = kBlockCastThreads / 32;
@@ -108,13 +153,28 @@ constexpr int kWarpRows = kPack * 32 / kSidePacks;  ///< of a tile
 template <typename T>
 __device__ void find_column_amaxes(const ThreadTile<T>& tile, float (&amaxes)[kBlockCastWarps][kBlock]) {
   const int thread = static_cast<int>(threadIdx.x), first = thread % kSidePacks * kPack;
+  float* const of_warp = amaxes[thread / 32] + first;
+  const bool writes = thread % 32 < kSidePacks;  // a warp holds two groups of rows
+  if constexpr (kPairs<T, kPack>) {
 #pragma unroll
-  for (int n = 0; n < kPack; ++n) {
-    float amax = 0;
+    for (int w = 0; w < kPack / 2; ++w) {
+      unsigned pair = tile.at[0].words[w];
 #pragma unroll
-    for (int m = 0; m < kPack; ++m) amax = fmaxf(amax, fabsf(tile(m, n)));
-    amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, kSidePacks));  // a warp holds two groups of rows
-    if (thread % 32 < kSidePacks) amaxes[thread / 32][first + n] = amax;
+      for (int m = 1; m < kPack; ++m) pair = larger_numbers(pair, tile.at[m].words[w]);
+      pair = larger_numbers(pair, __shfl_xor_sync(kAllLanes, pair, kSidePacks)) & kMagnitudes;
+      if (!writes) continue;
+      of_warp[2 * w] = fmaxf(0.0f, low_half(pair));
+      of_warp[2 * w + 1] = fmaxf(0.0f, high_half(pair));
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) {
+      float amax = 0;
+#pragma unroll
+      for (int m = 0; m < kPack; ++m) amax = fmaxf(amax, fabsf(tile(m, n)));
+      amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, kSidePacks));
+      if (writes) of_warp[n] = amax;
+    }
   }
   __syncthreads();
 }
@@ -147,10 +207,7 @@ __device__ void scale_square(const ThreadTile<T>& tile, const TilePlace& place, 
                              float (&scales)[kPack]) {
   float amax = 0;
 #pragma unroll
-  for (int m = 0; m < kPack; ++m) {
-#pragma unroll
-    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(tile(m, n)));
-  }
+  for (int m = 0; m < kPack; ++m) amax = fmaxf(amax, row_amax(tile.at[m]));
   const float scale = block_scale(block_reduce<kBlockCastThreads>(amax, Largest{}));
 #pragma unroll
   for (float& each : scales) each = scale;
@@ -184,10 +241,8 @@ __device__ void scale_mx_rows(const ThreadTile<T>& tile, const TilePlace& place,
   const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
   for (int m = 0; m < kPack; ++m) {
-    float amax = 0;
-#pragma unroll
-    for (int n = 0; n < kPack; ++n) amax = fmaxf(amax, fabsf(tile(m, n)));
-    const unsigned byte = e8m0_byte(group_reduce(amax, kLanes, Largest{}) / largest_fp8(sink.format));
+    const unsigned byte =
+        e8m0_byte(group_reduce(row_amax(tile.at[m]), kLanes, Largest{}) / largest_fp8(sink.format));
     scales[m] = e8m0_reciprocal(byte);
     if (thread % kLanes == 0)
       bytes[offset_in_scale_tile(thread / kSidePacks * kPack + m, thread % kSidePacks / kLanes)] =
@@ -277,6 +332,23 @@ __device__ unsigned cast_four(const ThreadTile<T>& tile, int m, int n, Fp8 forma
   return word[0];
 }
 
+/// Codes of the thread's row m.
+template <bool kPacks, typename T>
+__device__ Pack<unsigned, kPack / 4> cast_row(const ThreadTile<T>& tile, int m, Fp8 format,
+                                              const float (&scales)[kPack], CastTrace& trace) {
+  Pack<unsigned, kPack / 4> written{};
+  if constexpr (kPacks && kPairs<T, kPack>) {
+    if (m < tile.rows && tile.cols > 0) trace.cast(format, scales, tile.at[m], written.at);
+  } else {
+#pragma unroll
+    for (int w = 0; w < kPack / 4; ++w) {
+      const float of_four[] = {scales[4 * w], scales[4 * w + 1], scales[4 * w + 2], scales[4 * w + 3]};
+      written.at[w] = cast_four<kPacks>(tile, m, 4 * w, format, of_four, trace);
+    }
+  }
+  return written;
+}
+
 /// Casts the tile into one sink. By all threads of the block.
 template <BlockShape kShape, bool kPacks, typename T>
 __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink) {
@@ -294,14 +366,12 @@ __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, con
   unsigned words[kPack / 4][kPack];
 #pragma unroll
   for (int m = 0; m < kPack; ++m) {
-    Pack<unsigned, kPack / 4> written;
+    float of_row[kPack];
 #pragma unroll
-    for (int w = 0; w < kPack / 4; ++w) {
-      float of_four[4];
+    for (int i = 0; i < kPack; ++i) of_row[i] = scales[kByColumns ? i : m];
+    const Pack<unsigned, kPack / 4> written = cast_row<kPacks>(tile, m, format, of_row, trace);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) of_four[i] = kByColumns ? scales[4 * w + i] : scales[m];
-      written.at[w] = words[w][m] = cast_four<kPacks>(tile, m, 4 * w, format, of_four, trace);
-    }
+    for (int w = 0; w < kPack / 4; ++w) words[w][m] = written.at[w];
     if (m >= tile.rows || tile.cols == 0) continue;
     if (kByColumns && !sink.bytes.data) continue;
     std::uint8_t* const to = sink.bytes.address(tile.row + m, tile.column);
@@ -337,7 +407,7 @@ __device__ void cast_tile(const ThreadTile<T>& tile, const TilePlace& place, con
 
 /// One block per tile; sinks[i] gets a cast in blocks of kShapes[i].
 template <bool kPacks, typename T, BlockShape... kShapes>
-__global__ void __launch_bounds__(kBlockCastThreads)
+__global__ void __launch_bounds__(kBlockCastThreads, 3)
     cast_blocks(Matrix<T> x, std::array<BlockSink, sizeof...(kShapes)> sinks, std::int64_t rows,
                 std::int64_t cols) {
   const std::int64_t across = (cols + kBlock - 1) / kBlock;

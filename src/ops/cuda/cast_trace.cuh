@@ -97,6 +97,24 @@ struct CastTrace {
       for (int i = 0; i < N; ++i) count_large(format, x[i], scaled[i]);
     }
   }
+  /// Of pairs, with a scale each; finds no amax.
+  template <int N>
+  __device__ void cast(Fp8 format, const float (&scales)[N], const Pack<bf16, N>& x,
+                       unsigned (&words)[N / 4]) {
+    float values[N], scaled[N];
+    widen(x, values);
+#pragma unroll
+    for (int i = 0; i < N; ++i) scaled[i] = values[i] * scales[i];
+    fp8_words(format, scaled, words);
+    count_zeros(x, values, words);
+    RemarkableBytes seen;
+#pragma unroll
+    for (int w = 0; w < N / 4; ++w) seen.look_at(format, words[w]);
+    if (seen.largest) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) count_large(format, values[i], scaled[i]);
+    }
+  }
   template <typename T, int N>
   __device__ void cast(const CastScale& scale, const Pack<T, N>& x, unsigned (&words)[N / 4]) {
     float values[N];
@@ -112,14 +130,9 @@ struct CastTrace {
   }
 
  private:
-  /// Of pairs the extremes decide whether anything is counted one by one.
   template <int N>
-  __device__ void cast_pairs(const CastScale& scale, const Pack<bf16, N>& x, const float (&values)[N],
-                             unsigned (&words)[N / 4]) {
-    float scaled[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) scaled[i] = values[i] * scale.factor;
-    fp8_words(scale.format, scaled, words);
+  __device__ void count_zeros(const Pack<bf16, N>& x, const float (&values)[N],
+                              const unsigned (&words)[N / 4]) {
 #pragma unroll
     for (int w = 0; w < N / 4; ++w)
       zero_bytes_x128 = add_bytes(RemarkableBytes::zero_bytes(words[w]), zero_bytes_x128);
@@ -131,6 +144,16 @@ struct CastTrace {
 #pragma unroll
       for (int i = 0; i < N; ++i) zeros += values[i] == 0 ? 1 : 0;
     }
+  }
+  /// Of pairs the extremes decide whether anything is counted one by one.
+  template <int N>
+  __device__ void cast_pairs(const CastScale& scale, const Pack<bf16, N>& x, const float (&values)[N],
+                             unsigned (&words)[N / 4]) {
+    float scaled[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) scaled[i] = values[i] * scale.factor;
+    fp8_words(scale.format, scaled, words);
+    count_zeros(x, values, words);
     const unsigned largest = largest_magnitudes(x);
     if (both_at_most(largest, scale.limits)) {
       pair_amax = larger_magnitudes(pair_amax, largest);

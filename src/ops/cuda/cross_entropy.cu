@@ -78,17 +78,16 @@ struct LogitGradient {
   const float* lse;
   double gradient_scale;  // an FP32 number; as wide as a pointer: no padding
   template <int N>
-  __device__ Pack<T, N> read(std::int64_t m, std::int64_t n) const {
-    return logits.template pack<N>(m, n);
+  __device__ Pack<T, N> read(int m, int n) const {
+    return logits.template near_pack<N>(m, n);
   }
   template <int N>
-  __device__ void operator()(std::int64_t m, std::int64_t n, const Pack<T, N>& read,
-                             float (&result)[1][N]) const {
+  __device__ void operator()(int m, int n, const Pack<T, N>& read, float (&result)[1][N]) const {
     float z[N];
     widen(read, z);
-    const std::int64_t target = targets[m];
+    const int target = targets[m];
     const float total = lse[m];
-    const int hot = target < n || target >= n + N ? N : static_cast<int>(target - n);
+    const int hot = target < n || target >= n + N ? N : target - n;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float difference = exponential(z[i] - total) - (i == hot ? 1.0f : 0.0f);

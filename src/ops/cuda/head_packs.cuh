@@ -37,34 +37,33 @@ struct TurnedBack {
     std::int32_t position;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
+  __device__ Operands<N> read(int m, int n) const {
     const int d = of_head(n);
-    const std::int64_t other = !turns(n, d) ? n : d >= heads.pairs ? n - heads.pairs : n + heads.pairs;
-    return {in.template pack<N>(m, n), in.template pack<N>(m, other), heads.pairs ? heads.positions[m] : 0};
+    const int other = !turns(n, d) ? n : d >= heads.pairs ? n - heads.pairs : n + heads.pairs;
+    return {in.template near_pack<N>(m, n), in.template near_pack<N>(m, other),
+            heads.pairs ? heads.positions[m] : 0};
   }
   template <int N>
-  __device__ void operator()(std::int64_t, std::int64_t n, const Operands<N>& read,
-                             float (&result)[1][N]) const {
+  __device__ void operator()(int, int n, const Operands<N>& read, float (&result)[1][N]) const {
     widen(read.own, result[0]);
     const int d = of_head(n);
     if (!turns(n, d)) return;
     const bool second = d >= heads.pairs;
     float other[N], c[N], s[N];
     widen(read.other, other);
-    const std::int64_t angles =
-        static_cast<std::int64_t>(read.position) * heads.pairs + (second ? d - heads.pairs : d);
-    Matrix<const float>{heads.cosine}.load(0, angles, c);
-    Matrix<const float>{heads.sine}.load(0, angles, s);
+    const int angle = second ? d - heads.pairs : d;
+    widen(Matrix<const float>{heads.cosine, heads.pairs}.template near_pack<N>(read.position, angle), c);
+    widen(Matrix<const float>{heads.sine, heads.pairs}.template near_pack<N>(read.position, angle), s);
 #pragma unroll
     for (int i = 0; i < N; ++i)  // what `turn` makes of it
       result[0][i] = result[0][i] * c[i] + other[i] * (second ? -s[i] : s[i]);
   }
 
  private:
-  __device__ int of_head(std::int64_t n) const {
-    return static_cast<int>(n) % heads.head_dim;
+  __device__ int of_head(int n) const {
+    return n % heads.head_dim;
   }
-  __device__ bool turns(std::int64_t n, int d) const {
+  __device__ bool turns(int n, int d) const {
     return n < heads.heads * heads.head_dim && d < 2 * heads.pairs;
   }
 };

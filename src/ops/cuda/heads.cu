@@ -6,6 +6,10 @@
 #include "ops/cuda/produce.cuh"
 
 namespace quaver::cuda {
+
+template <typename T>
+constexpr int kBlocksAtOnce<1, TurnedBack<T>> = 4;
+
 namespace {
 
 constexpr int kWarps = 4;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <type_traits>
 
 #include "ops/cuda/bf16_pairs.cuh"
@@ -108,6 +109,20 @@ struct Matrix {
   __device__ Pack<std::remove_const_t<T>, N> pack(std::int64_t m, std::int64_t n) const {
     return *reinterpret_cast<const Pack<std::remove_const_t<T>, N>*>(address(m, n));
   }
+  /// The same with fewer instructions, of a matrix that packs(): its stride fits 32 bits. N = 1: of any.
+  template <int N = kPack>
+  __device__ T* near_address(int m, int n) const {
+    if constexpr (N == 1) return address(m, n);
+    return data + static_cast<std::int64_t>(m) * static_cast<int>(stride) + n;
+  }
+  template <int N>
+  __device__ Pack<std::remove_const_t<T>, N> near_pack(int m, int n) const {
+    return *reinterpret_cast<const Pack<std::remove_const_t<T>, N>*>(near_address<N>(m, n));
+  }
+  template <int N>
+  __device__ void near_store(int m, int n, const float (&values)[N]) const {
+    store_pack(near_address<N>(m, n), rounded<T>(values));
+  }
   template <int N>
   __device__ void load(std::int64_t m, std::int64_t n, float (&values)[N]) const {
     widen(pack<N>(m, n), values);
@@ -134,12 +149,13 @@ inline bool on_pack(const void* address) {
   return reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
 }
 
-/// Whether threads may move packs of a matrix: its columns, stride and address are multiples of one.
+/// Whether threads may move packs of a matrix: its columns, stride and address are multiples of one, and the stride fits 32 bits.
 inline bool packs(const Tensor& tensor) {
   if (!tensor) return true;
   const auto bytes = kPack * size_of(tensor.dtype());
   const auto alignment = bytes < 16 ? bytes : 16;
   return tensor.cols() % kPack == 0 && (tensor.row_stride() % kPack == 0 || tensor.rows() <= 1) &&
+         tensor.row_stride() <= std::numeric_limits<int>::max() &&
          reinterpret_cast<std::uintptr_t>(tensor.raw()) % alignment == 0;
 }
 inline bool all_pack(std::initializer_list<Tensor> tensors) {

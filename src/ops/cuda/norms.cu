@@ -1,13 +1,16 @@
 #include <algorithm>
 
 #include "ops/cuda/device_backend.h"
-#include "ops/cuda/norm_rows.cuh"
+#include "ops/cuda/norm_rows_backward.cuh"
+#include "ops/cuda/norm_rows_forward.cuh"
 
 namespace quaver::cuda {
 namespace {
 
 constexpr int kThreads = 128;  // one block per row
-static_assert(TransposedStripe::size(kNormThreads) <= 98 * 1024, "sm_89 and sm_120 give a block 99 KiB");
+/// Of dynamic shared memory: sm_89 and sm_120 give a block 99 KiB, of which sums take less than one.
+constexpr std::int64_t kMostShared = 98 * 1024;
+static_assert(TransposedStripe::size(kNormThreads) <= kMostShared);
 
 /// Calls f(values, count) for the elements of a row that this thread takes, in packs of N.
 template <int N, typename F>
@@ -67,8 +70,8 @@ struct Normed {
     const float centre = mean ? mean[m] : 0.0f, factor = rstd[m];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float scaled = (values[i] - centre) * factor * gain[n + i];
-      result[0][i] = bias ? scaled + bias[n + i] : scaled;
+      const float scaled = (values[i] - centre) * factor;
+      result[0][i] = bias ? fmaf(scaled, gain[n + i], bias[n + i]) : scaled * gain[n + i];
     }
   }
 };
@@ -135,13 +138,20 @@ std::int64_t forward_rows(std::int64_t rows) {
 std::int64_t casting_rows(std::int64_t rows) {
   return rows < kStripeRows * kBusyBlocks ? kNormRows : kStripeRows;
 }
-/// Of norm_rows_backward: as many blocks as the 132 multiprocessors of an H100 run at once, with 128 registers a thread; whole
-/// chunks for blocks that may take stripes. The sums depend on it, so it is the same on other chips and without a cast.
-std::int64_t backward_rows(std::int64_t rows, std::int64_t threads) {
+/// How norm_rows_backward is launched. The sums depend on blocks and unit, so these are the same on all chips, with a cast or without.
+struct BackwardShape {
+  std::int64_t blocks, unit;
+};
+/// At most as many blocks as the 132 multiprocessors of an H100 run at once, with 128 registers a thread.
+BackwardShape backward_shape(std::int64_t rows, std::int64_t threads) {
   constexpr std::int64_t kMultiprocessors = 132, kWarps = kFewWarpsThreads / 32;
-  const std::int64_t blocks = kMultiprocessors * std::max(std::int64_t{1}, kWarps / (threads / 32));
-  const std::int64_t share = blocks_for(rows, blocks), unit = takes_stripes(share) ? kChunkRows : kNormRows;
-  return blocks_for(share, unit) * unit;
+  const std::int64_t most = kMultiprocessors * std::max(std::int64_t{1}, kWarps / (threads / 32));
+  const std::int64_t share = blocks_for(rows, most);
+  if (share < kStripeRows) {
+    const std::int64_t unit = blocks_for(share, kNormRows) * kNormRows;
+    return {blocks_for(rows, unit), unit};
+  }
+  return {std::min(most, blocks_for(rows, kStripeRows)), kStripeRows};
 }
 
 /// Whether norm_rows may cast to `output`: transposed rows are written in whole chunks of 16 bytes.
@@ -174,11 +184,18 @@ void forward(const ForwardArguments& norm, float epsilon, const Output& y, Backe
     if (fits) {
       const std::int64_t block_rows = casts ? casting_rows(rows) : forward_rows(rows);
       const bool adds = static_cast<bool>(norm.input.addend);
-      const auto kernel = casts ? (adds ? norm_rows<true, true, T> : norm_rows<false, true, T>)
-                                : (adds ? norm_rows<true, false, T> : norm_rows<false, false, T>);
-      const auto shared =
-          static_cast<std::size_t>(block_rows == kStripeRows && casts ? TransposedStripe::size(threads) : 0);
-      launch(norm.name, kernel, {blocks_for(rows, block_rows), threads, shared}, stream,
+      auto kernel = casts ? (adds ? norm_rows<true, true, false, T> : norm_rows<false, true, false, T>)
+                          : (adds ? norm_rows<true, false, false, T> : norm_rows<false, false, false, T>);
+      std::int64_t shared = block_rows == kStripeRows && casts ? TransposedStripe::size(threads) : 0;
+      if constexpr (kPairs<T, kPack>) {
+        const std::int64_t with_rows = shared + RowsAhead<T, 1, kNormRows>::size(threads);
+        if (casts && !adds && with_rows <= kMostShared) {
+          kernel = norm_rows<false, true, true, T>;
+          shared = with_rows;
+        }
+      }
+      launch(norm.name, kernel, {blocks_for(rows, block_rows), threads, static_cast<std::size_t>(shared)},
+             stream,
              NormRows<T>{matrix_of<T>(x), matrix_of<T>(norm.input.addend), matrix_of<T>(norm.input.sum),
                          norm.gain.data<float>(), floats_of(norm.bias), floats_of(mean), rstd.data<float>(),
                          rows, cols},
@@ -204,22 +221,28 @@ struct BackwardArguments {
   const Tensor &dgain, &dbias;
 };
 
-template <bool kCentred, typename T>
+template <bool kCentred, bool kCasts, typename T>
 void backward_of_rows(const BackwardArguments& norm, const NormGradient<T>& in, const Output& dx,
                       bool accumulate_dx, Backend& backend, Stream stream) {
   constexpr int kSums = kCentred ? 2 : 1;
   const std::int64_t rows = norm.x.rows(), cols = norm.x.cols(), threads = threads_of_row(cols);
-  const std::int64_t block_rows = backward_rows(rows, threads), blocks = blocks_for(rows, block_rows);
-  const Tensor partials = backend.allocate(DType::f32, {kSums * blocks, cols});
-  const bool casts = dx.quantized.defined();
-  const auto kernel = casts ? norm_rows_backward<kCentred, true, T> : norm_rows_backward<kCentred, false, T>;
-  const auto shared =
-      static_cast<std::size_t>(casts && takes_stripes(block_rows) ? TransposedStripe::size(threads) : 0);
-  launch(norm.name, kernel, {blocks, threads, shared}, stream, in, rows, cols, block_rows,
-         static_cast<int>(accumulate_dx), sink_of<T>(dx), partials.data<float>());
+  const BackwardShape shape = backward_shape(rows, threads);
+  const Tensor partials = backend.allocate(DType::f32, {kSums * shape.blocks, cols});
+  std::int64_t shared = kCasts && shape.unit == kStripeRows ? TransposedStripe::size(threads) : 0;
+  auto kernel = norm_rows_backward<kCentred, kCasts, false, T>;
+  if constexpr (kPairs<T, kPack>) {
+    const std::int64_t with_rows = shared + GradientRowsAhead<T>::size(threads);
+    if (with_rows <= kMostShared) {
+      kernel = norm_rows_backward<kCentred, kCasts, true, T>;
+      shared = with_rows;
+    }
+  }
+  launch(norm.name, kernel, {shape.blocks, threads, static_cast<std::size_t>(shared)}, stream, in, rows, cols,
+         static_cast<int>(shape.unit), static_cast<int>(accumulate_dx), sink_of<T>(dx),
+         partials.data<float>());
   std::array<float*, kSums> sums{norm.dgain.data<float>()};
   if constexpr (kCentred) sums[1] = norm.dbias.data<float>();
-  add_partial_sums<kSums>(norm.name, partials, blocks, cols, sums, stream);
+  add_partial_sums<kSums>(norm.name, partials, shape.blocks, cols, sums, stream);
 }
 
 void backward(const BackwardArguments& norm, bool accumulate_dx, Backend& backend, Stream stream) {
@@ -234,8 +257,13 @@ void backward(const BackwardArguments& norm, bool accumulate_dx, Backend& backen
   with_real(norm.x.dtype(), [&]<typename T>(T) {
     const NormGradient<T> in{matrix_of<T>(norm.dy), matrix_of<T>(norm.x), norm.gain.data<float>(),
                              floats_of(norm.mean), norm.rstd.data<float>()};
-    if (fits && norm.mean) return backward_of_rows<true>(norm, in, dx, accumulate_dx, backend, stream);
-    if (fits) return backward_of_rows<false>(norm, in, dx, accumulate_dx, backend, stream);
+    const auto by_rows = [&](auto centred, auto casting) {
+      backward_of_rows<centred(), casting()>(norm, in, dx, accumulate_dx, backend, stream);
+    };
+    constexpr std::true_type kYes;
+    constexpr std::false_type kNo;
+    if (fits && norm.mean) return casts ? by_rows(kYes, kYes) : by_rows(kYes, kNo);
+    if (fits) return casts ? by_rows(kNo, kYes) : by_rows(kNo, kNo);
     // RMSNorm has no bias; its sums of dy go nowhere.
     const Tensor dbias = norm.dbias ? norm.dbias : backend.allocate(DType::f32, {cols});
     const auto kernel = pack ? norm_backward<kPack, T> : norm_backward<1, T>;

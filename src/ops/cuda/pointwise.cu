@@ -15,12 +15,11 @@ struct SumOfTwo {
     Pack<T, N> a, b;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
-    return {a.template pack<N>(m, n), b.template pack<N>(m, n)};
+  __device__ Operands<N> read(int m, int n) const {
+    return {a.template near_pack<N>(m, n), b.template near_pack<N>(m, n)};
   }
   template <int N>
-  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
-                             float (&result)[1][N]) const {
+  __device__ void operator()(int, int, const Operands<N>& read, float (&result)[1][N]) const {
     float x[N], y[N];
     widen(read.a, x);
     widen(read.b, y);
@@ -39,12 +38,11 @@ struct Gated {
     Pack<T, N> g, u;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
-    return {g.template pack<N>(m, n), u.data ? u.template pack<N>(m, n) : Pack<T, N>{}};
+  __device__ Operands<N> read(int m, int n) const {
+    return {g.template near_pack<N>(m, n), u.data ? u.template near_pack<N>(m, n) : Pack<T, N>{}};
   }
   template <int N>
-  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
-                             float (&result)[1][N]) const {
+  __device__ void operator()(int, int, const Operands<N>& read, float (&result)[1][N]) const {
     float x[N], y[N];
     widen(read.g, x);
     widen(read.u, y);
@@ -65,12 +63,11 @@ struct GatedBackward {
     Pack<T, N> d, g, u;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
-    return {d.template pack<N>(m, n), g.template pack<N>(m, n), u.template pack<N>(m, n)};
+  __device__ Operands<N> read(int m, int n) const {
+    return {d.template near_pack<N>(m, n), g.template near_pack<N>(m, n), u.template near_pack<N>(m, n)};
   }
   template <int kResults, int N>
-  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
-                             float (&result)[kResults][N]) const {
+  __device__ void operator()(int, int, const Operands<N>& read, float (&result)[kResults][N]) const {
     float dy[N], x[N], y[N];
     widen(read.d, dy);
     widen(read.g, x);
@@ -96,12 +93,11 @@ struct CurveBackward {
     Pack<T, N> d, g;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
-    return {d.template pack<N>(m, n), g.template pack<N>(m, n)};
+  __device__ Operands<N> read(int m, int n) const {
+    return {d.template near_pack<N>(m, n), g.template near_pack<N>(m, n)};
   }
   template <int kResults, int N>
-  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
-                             float (&result)[kResults][N]) const {
+  __device__ void operator()(int, int, const Operands<N>& read, float (&result)[kResults][N]) const {
     float dy[N], x[N];
     widen(read.d, dy);
     widen(read.g, x);
@@ -127,12 +123,12 @@ struct HeadGate {
     T g;
   };
   template <int N>
-  __device__ Operands<N> read(std::int64_t m, std::int64_t n) const {
-    return {o.template pack<N>(m, n), *g.address(m, static_cast<unsigned>(n) / static_cast<unsigned>(width))};
+  __device__ Operands<N> read(int m, int n) const {
+    return {o.template near_pack<N>(m, n),
+            *g.address(m, static_cast<unsigned>(n) / static_cast<unsigned>(width))};
   }
   template <int N>
-  __device__ void operator()(std::int64_t, std::int64_t, const Operands<N>& read,
-                             float (&result)[1][N]) const {
+  __device__ void operator()(int, int, const Operands<N>& read, float (&result)[1][N]) const {
     widen(read.o, result[0]);
     const float gate = evaluate(curve, as_float(read.g)).value;
 #pragma unroll

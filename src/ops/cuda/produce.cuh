@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 
+#include "base/check.h"
 #include "ops/cuda/sink.cuh"
 #include "ops/cuda/tile.cuh"
 
@@ -13,7 +15,7 @@ namespace quaver::cuda {
 
 /// The results of f for the elements (m, n + i), i < N.
 template <int kOutputs, int N, typename F>
-__device__ void evaluate_at(const F& f, std::int64_t m, std::int64_t n, float (&results)[kOutputs][N]) {
+__device__ void evaluate_at(const F& f, int m, int n, float (&results)[kOutputs][N]) {
   f(m, n, f.template read<N>(m, n), results);
 }
 
@@ -21,8 +23,9 @@ __device__ void evaluate_at(const F& f, std::int64_t m, std::int64_t n, float (&
 /// meanwhile. With one result more blocks run at once, each for its tile, and read for each other.
 template <int kOutputs>
 constexpr bool kManyTiles = kOutputs > 1;
-template <int kOutputs>
-constexpr int kBlocksAtOnce = kManyTiles<kOutputs> ? 2 : 3;  ///< on a multiprocessor
+/// On a multiprocessor, at least; functions of one result that have few registers may have four.
+template <int kOutputs, typename F>
+constexpr int kBlocksAtOnce = kManyTiles<kOutputs> ? 2 : 3;
 
 /// Rows of packs that a thread has under way: as many as there are registers for. Where it takes many tiles the next one follows
 /// each that it works on; otherwise as many follow when all are done (AdamW has no registers for more).
@@ -65,6 +68,13 @@ struct ThreadPacks {
   }
 };
 
+/// Every word loses its lowest byte and gets one of `row` as its highest: after four rows it has their bytes, the first lowest.
+__device__ inline void push_bytes(unsigned (&words)[kPack], const Pack<unsigned, kPack / 4>& row) {
+#pragma unroll
+  for (int i = 0; i < kPack; ++i)
+    words[i] = select_bytes(words[i], row.at[i / 4], 0x4321u + (static_cast<unsigned>(i % 4) << 12));
+}
+
 /// By packs. `ahead` has the first rows of the tile and gets those of `next`, if there are more.
 template <int kOutputs, typename T, typename F, typename Operands, int kAhead>
 __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
@@ -72,55 +82,54 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
                                    Operands (&ahead)[kAhead], const CastScale (&scales)[kOutputs],
                                    CastTrace (&traces)[kOutputs], TransposedTile (&transposed)[kOutputs]) {
   const ThreadPacks packs;
-  const std::int64_t column = tile.column + packs.n, row = tile.row + packs.m;
-  unsigned words[kOutputs][kPack / 4][kThreadRows] = {};
+  const int column = tile.column + packs.n, row = tile.row + packs.m;
+  unsigned words[kOutputs][kPack] = {};  // of transposed rows; rows come in from above
+#pragma unroll(kManyTiles <kOutputs> ? 1 : kThreadRows)
+  for (int first = 0; first < kThreadRows; first += kAhead) {
+    const bool in_tile = first + kAhead < kThreadRows;
+    if (!kManyTiles<kOutputs> && first > 0) {
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) {
-    if (!kManyTiles<kOutputs> && r > 0 && r % kAhead == 0) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) ahead[i] = packs.read(f, tile, r + i);
+      for (int i = 0; i < kAhead; ++i) ahead[i] = packs.read(f, tile, first + i);
     }
-    const Operands operands = ahead[r % kAhead];
-    if (kManyTiles<kOutputs> && r + kAhead < kThreadRows) {
-      ahead[r % kAhead] = packs.read(f, tile, r + kAhead);
-    } else if (more) {
-      ahead[r % kAhead] = packs.read(f, next, r + kAhead - kThreadRows);
-    }
-    if (column >= tile.cols || row + r >= tile.rows) continue;
-    float exact[kOutputs][kPack];
-    f(row + r, column, operands, exact);
 #pragma unroll
-    for (int o = 0; o < kOutputs; ++o) {
-      const Sink<T>& sink = sinks[o];
-      const Pack<T, kPack> result = rounded<T>(exact[o]);
-      if (sink.values.data) sink.values.store(row + r, column, result);
-      if (!sink.quantizes()) continue;
-      Pack<unsigned, kPack / 4> written;
-      traces[o].cast(scales[o], result, written.at);
+    for (int i = 0; i < kAhead; ++i) {
+      const Operands operands = ahead[i];
+      if (kManyTiles<kOutputs> && (in_tile || more))
+        ahead[i] = packs.read(f, in_tile ? tile : next, (first + kAhead) % kThreadRows + i);
+      const int m = row + first + i;
+      Pack<unsigned, kPack / 4> written[kOutputs] = {};
+      if (column < tile.cols && m < tile.rows) {
+        float exact[kOutputs][kPack];
+        f(m, column, operands, exact);
 #pragma unroll
-      for (int w = 0; w < kPack / 4; ++w) words[o][w][r] = written.at[w];
-      if (sink.bytes.data)
-        *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, column)) = written;
+        for (int o = 0; o < kOutputs; ++o) {
+          const Sink<T>& sink = sinks[o];
+          const Pack<T, kPack> result = rounded<T>(exact[o]);
+          if (sink.values.data) store_pack(sink.values.near_address(m, column), result);
+          if (!sink.quantizes()) continue;
+          traces[o].cast(scales[o], result, written[o].at);
+          if (sink.bytes.data)
+            *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.near_address(m, column)) = written[o];
+        }
+      }
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) push_bytes(words[o], written[o]);
     }
   }
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
     if (!sinks[o].quantizes() || !sinks[o].transposed.data) continue;
 #pragma unroll
-    for (int w = 0; w < kPack / 4; ++w) {
-      transpose_words(words[o][w]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        *reinterpret_cast<unsigned*>(transposed[o].bytes + TransposedTile::begin_of(packs.n + 4 * w + i) +
-                                     packs.m) = words[o][w][i];
-    }
+    for (int i = 0; i < kPack; ++i)
+      *reinterpret_cast<unsigned*>(transposed[o].bytes + TransposedTile::begin_of(packs.n + i) + packs.m) =
+          words[o][i];
   }
 }
 
-/// Records what a block's threads saw. By all of them.
+/// Records what a block's threads saw, and of all blocks once that there are `elements`. By all threads.
 template <int kOutputs, typename T>
 __device__ void record_block(const std::array<Sink<T>, kOutputs>& sinks, const CastTrace (&traces)[kOutputs],
-                             const BlockTiles& tiles) {
+                             bool once, std::int64_t elements) {
   __shared__ BlockCounts<kTileThreads / 32> counts[kOutputs];
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
@@ -132,22 +141,49 @@ __device__ void record_block(const std::array<Sink<T>, kOutputs>& sinks, const C
     const Sink<T>& sink = sinks[o];
     if (!sink.quantizes()) continue;
     if (static_cast<int>(threadIdx.x) / 32 == o) counts[o].record(sink.amax, sink.counters);
-    if (tiles.first == 0 && threadIdx.x == 0) record_once(sink, tiles.rows * tiles.cols);
+    if (once && threadIdx.x == 0) record_once(sink, elements);
   }
 }
 
-/// Fills tiles, one if there is one result, and records what was cast. By all kTileThreads threads of a block. What `ahead` and `next`
-/// have stays in registers only while nothing takes their addresses: no lambda, no pointer.
+template <int kOutputs, typename T>
+__device__ void write_transposed(const std::array<Sink<T>, kOutputs>& sinks, const OutputTile& tile,
+                                 const TransposedTile (&transposed)[kOutputs]) {
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) {
+    const Sink<T>& sink = sinks[o];
+    if (sink.quantizes() && sink.transposed.data)
+      transposed[o].write(sink.transposed, sink.transposed_run, tile);
+  }
+}
+
+/// Fills one tile and writes what is transposed. By all kTileThreads threads of a block, which meet before `transposed` is used again.
 template <bool kByPacks, int kOutputs, typename T, typename F>
-__device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
-                              const BlockTiles& tiles) {
+__device__ void produce_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks, const OutputTile& tile,
+                             const CastScale (&scales)[kOutputs], CastTrace (&traces)[kOutputs],
+                             TransposedTile (&transposed)[kOutputs]) {
+  if constexpr (kByPacks) {
+    using Operands = decltype(ThreadPacks{}.read(f, {}, 0));
+    constexpr int kAhead = kRowsAhead<Operands, kOutputs>;
+    Operands ahead[kAhead];
+#pragma unroll
+    for (int r = 0; r < kAhead; ++r) ahead[r] = ThreadPacks{}.read(f, tile, r);
+    fill_tile_by_packs<kOutputs, T>(f, sinks, tile, tile, false, ahead, scales, traces, transposed);
+  } else {
+    fill_tile<kOutputs, T>(f, sinks, tile, scales, traces, transposed);
+  }
+  __syncthreads();
+  write_transposed<kOutputs, T>(sinks, tile, transposed);
+}
+
+/// The same for all tiles of a block of functions of several results, of which the next one is read while one is filled. What `ahead`
+/// and `next` have stays in registers only while nothing takes their addresses: no lambda, no pointer.
+template <bool kByPacks, int kOutputs, typename T, typename F>
+__device__ void produce_many_tiles(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
+                                   const BlockTiles& tiles, const CastScale (&scales)[kOutputs],
+                                   CastTrace (&traces)[kOutputs]) {
   // Of two results a tile is filled while another is written; of three there is no room for that.
   constexpr int kTurns = kOutputs == 2 ? 2 : 1;
   __shared__ TransposedTile transposed[kTurns][kOutputs];
-  CastTrace traces[kOutputs];
-  CastScale scales[kOutputs];
-#pragma unroll
-  for (int o = 0; o < kOutputs; ++o) scales[o] = sinks[o].cast_scale();
   using Operands = decltype(ThreadPacks{}.read(f, {}, 0));
   constexpr int kAhead = kByPacks ? kRowsAhead<Operands, kOutputs> : 1;
   Operands ahead[kAhead];
@@ -159,7 +195,7 @@ __device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& s
   int turn = 0;
   for (int index = tiles.first; index < tiles.end; index += tiles.step) {
     const OutputTile tile = next;
-    const bool more = kManyTiles<kOutputs> && index + tiles.step < tiles.end;
+    const bool more = index + tiles.step < tiles.end;
     if (more) next = tiles.at(index + tiles.step);
     if constexpr (kByPacks) {
       fill_tile_by_packs<kOutputs, T>(f, sinks, tile, next, more, ahead, scales, traces, transposed[turn]);
@@ -167,28 +203,38 @@ __device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& s
       fill_tile<kOutputs, T>(f, sinks, tile, scales, traces, transposed[turn]);
     }
     __syncthreads();
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) {
-      const Sink<T>& sink = sinks[o];
-      if (sink.quantizes() && sink.transposed.data)
-        transposed[turn][o].write(sink.transposed, sink.transposed_run, tile);
-    }
-    if (!kManyTiles<kOutputs>) break;
+    write_transposed<kOutputs, T>(sinks, tile, transposed[turn]);
     if (kTurns == 1) __syncthreads();
     turn = (turn + 1) % kTurns;
   }
-  record_block<kOutputs>(sinks, traces, tiles);
+}
+
+/// Fills tiles, one if there is one result, and records what was cast. By all kTileThreads threads of a block.
+template <bool kByPacks, int kOutputs, typename T, typename F>
+__device__ void produce_block(const F& f, const std::array<Sink<T>, kOutputs>& sinks,
+                              const BlockTiles& tiles) {
+  CastTrace traces[kOutputs];
+  CastScale scales[kOutputs];
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) scales[o] = sinks[o].cast_scale();
+  if constexpr (kManyTiles<kOutputs>) {
+    produce_many_tiles<kByPacks, kOutputs, T>(f, sinks, tiles, scales, traces);
+  } else {
+    __shared__ TransposedTile transposed[kOutputs];
+    produce_tile<kByPacks, kOutputs, T>(f, sinks, tiles.at(tiles.first), scales, traces, transposed);
+  }
+  record_block<kOutputs>(sinks, traces, tiles.first == 0, std::int64_t{tiles.rows} * tiles.cols);
 }
 
 /// f(m, n, operands, results) sets results[output][i] for the elements (m, n + i), i < N, of what f.read<N>(m, n) has read of
 /// matrices: functions of several cases branch on what is there already. Grid: produce_blocks.
 template <int N, int kOutputs, typename T, typename F>
-__global__ void __launch_bounds__(kTileThreads, kBlocksAtOnce<kOutputs>)
+__global__ void __launch_bounds__(kTileThreads, kBlocksAtOnce<kOutputs, F>)
     produce_tiles(F f, std::array<Sink<T>, kOutputs> sinks, std::int64_t rows, std::int64_t cols) {
   produce_block<N == kPack, kOutputs, T>(
       f, sinks,
-      {rows, cols, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
-       static_cast<int>(tiles_of(rows, cols))});
+      {static_cast<int>(rows), static_cast<int>(cols), static_cast<int>(blockIdx.x),
+       static_cast<int>(gridDim.x), static_cast<int>(tiles_of(rows, cols))});
 }
 /// Blocks that take many tiles: few enough that each reads ahead, enough to even out. A CastTrace counts fewer than 65,536 numbers.
 template <int kOutputs>
@@ -206,9 +252,9 @@ __global__ void __launch_bounds__(kTileThreads)
   const std::int64_t per_row = (cols + kPack - 1) / kPack;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (index >= rows * per_row) return;
-  const std::int64_t m = quotient(index, per_row);
-  const std::int64_t first = (index - m * per_row) * kPack;
-  for (std::int64_t n = first; n < min(cols, first + kPack); n += N) {
+  const std::int64_t row = quotient(index, per_row);
+  const int m = static_cast<int>(row), first = static_cast<int>(index - row * per_row) * kPack;
+  for (int n = first; n < min(static_cast<int>(cols), first + kPack); n += N) {
     float results[kOutputs][N];
     evaluate_at(f, m, n, results);
 #pragma unroll
@@ -227,12 +273,11 @@ template <typename T>
 struct Identity {
   Matrix<T> x;
   template <int N>
-  __device__ Pack<T, N> read(std::int64_t m, std::int64_t n) const {
-    return x.template pack<N>(m, n);
+  __device__ Pack<T, N> read(int m, int n) const {
+    return x.template near_pack<N>(m, n);
   }
   template <int N>
-  __device__ void operator()(std::int64_t, std::int64_t, const Pack<T, N>& read,
-                             float (&result)[1][N]) const {
+  __device__ void operator()(int, int, const Pack<T, N>& read, float (&result)[1][N]) const {
     widen(read, result[0]);
   }
 };
@@ -241,6 +286,10 @@ struct Identity {
 template <typename T, int kOutputs, typename F>
 void produce(const char* name, const F& f, const std::array<Output, kOutputs>& outputs, std::int64_t rows,
              std::int64_t cols, bool pack, Stream stream) {
+  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  if (rows > kMost || cols > kMost)
+    fail(ErrorKind::usage, "{}: a matrix of {} x {}; a GPU's kernels take at most {} rows and columns", name,
+         rows, cols, kMost);
   std::array<Sink<T>, kOutputs> sinks{};
   for (int o = 0; o < kOutputs; ++o) {
     sinks[o] = sink_of<T>(outputs[o]);

@@ -20,17 +20,16 @@ constexpr std::int64_t tiles_of(std::int64_t rows, std::int64_t cols) {
 
 /// A tile of a block.
 struct OutputTile {
-  std::int64_t row, column, rows, cols;  ///< where it begins, and the matrix's size
+  int row, column, rows, cols;  ///< where it begins, and the matrix's size
 };
 
 /// What a block takes of a matrix of `rows` by `cols`: the tile of number `first` and every `step`th after it.
 struct BlockTiles {
-  std::int64_t rows, cols;
-  int first, step, end;
+  int rows, cols, first, step, end;
 
   __device__ OutputTile at(int index) const {
-    const int across = static_cast<int>(blocks_for(cols, kTileCols)), down = index / across;
-    return {std::int64_t{down} * kTileRows, std::int64_t{index - down * across} * kTileCols, rows, cols};
+    const int across = (cols + kTileCols - 1) / kTileCols, down = index / across;
+    return {down * kTileRows, (index - down * across) * kTileCols, rows, cols};
   }
 };
 
@@ -45,8 +44,8 @@ struct TransposedTile {
 
   /// Writes those that lie in the matrix of `rows` by `cols`, `run` bytes at a time where whole columns do. By all threads.
   __device__ void write(const Matrix<std::uint8_t>& to, int run, const OutputTile& tile) const {
-    const int width = static_cast<int>(min(tile.cols - tile.column, std::int64_t{kTileCols}));
-    const int height = static_cast<int>(min(tile.rows - tile.row, std::int64_t{kTileRows}));
+    const int width = min(tile.cols - tile.column, kTileCols);
+    const int height = min(tile.rows - tile.row, kTileRows);
     std::uint8_t* const begin = to.address(tile.column, tile.row);
     if (height < kTileRows) run = 1;
     if (run == 16) {
@@ -54,6 +53,7 @@ struct TransposedTile {
     } else if (run == 4) {
       write_runs<Pack<unsigned, 1>>(begin, to.stride, width);
     } else {
+#pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x); i < width * kTileRows; i += kTileThreads) {
         const int n = i / kTileRows, m = i % kTileRows;
         if (m < height) begin[n * to.stride + m] = bytes[begin_of(n) + m];
