@@ -1,10 +1,11 @@
 """Whole training steps: Quaver beside PyTorch (BF16 autocast), the same model, in alternation.
 
 usage: pytorch_step.py --quaver PROGRAM --config RUN.toml [--micro-batch B] [--context T] [--rounds N] [--threads N] [--device cpu|cuda]
-       [--variants eager,compiled]
+       [--variants eager,compiled,float8]
 
 The model is written with torch.nn and scaled_dot_product_attention (softmax written out where PyTorch is older than 2.0),
-AdamW (fused on a GPU), clipping, cross entropy; eager, and compiled where torch.compile exists. Each round runs `quaver bench step` and
+AdamW (fused on a GPU), clipping, cross entropy; eager; compiled, where torch.compile exists; and "float8", compiled with every
+nn.Linear replaced by torchao's with dynamic scales of whole tensors (the tied lm_head, no nn.Linear, stays in BF16). Each round runs `quaver bench step` and
 each PyTorch variant as a process of its own, one after the other; what is compiled was compiled, and cached, before the first round. Prints
 every measurement as it is made, then medians of tokens per second and the ratios.
 Needs a Python (3.11 or later) with PyTorch; says so and ends with status 2 when there is none.
@@ -20,7 +21,7 @@ import tomllib
 from pathlib import Path
 
 
-def train_steps(model_config, batch, length, threads, device, compiled, steps):
+def train_steps(model_config, batch, length, threads, device, variant, steps):
     """Seconds of each training step of the PyTorch model; the first, which warms up, is left out."""
     import torch
     from torch import nn
@@ -93,9 +94,13 @@ def train_steps(model_config, batch, length, threads, device, compiled, steps):
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     model = Model().to(device)
+    if variant == "float8":
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+        convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name("tensorwise"))
     fused = {"fused": True} if device == "cuda" else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **fused)
-    forward = torch.compile(model) if compiled else model
+    forward = model if variant == "eager" else torch.compile(model)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
     for _ in range(steps + 1):
@@ -141,14 +146,13 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--products", choices=["exact", "fast"], default="exact", help="Quaver's on a CPU")
     parser.add_argument("--variants", default="eager,compiled", help="of PyTorch; separated by commas")
-    parser.add_argument("--child", choices=["eager", "compiled"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["eager", "compiled", "float8"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     config = tomllib.loads(arguments.config.read_text())
     batch = arguments.micro_batch or config["train"]["batch"]
     length = arguments.context or config["model"]["context"]
     if arguments.child:
-        compiled = arguments.child == "compiled"
-        print(json.dumps(train_steps(config["model"], batch, length, arguments.threads, arguments.device, compiled, 3)))
+        print(json.dumps(train_steps(config["model"], batch, length, arguments.threads, arguments.device, arguments.child, 3)))
         return 0
     try:
         import torch
@@ -156,9 +160,11 @@ def main():
         print(f"pytorch_step: {sys.executable} has no PyTorch: nothing to compare with", file=sys.stderr)
         return 2
     variants = [name for name in arguments.variants.split(",") if name == "eager" or hasattr(torch, "compile")]
-    if "compiled" in variants:
-        child(arguments, "compiled", config, batch, length)
-        print("compiled", flush=True)
+    for name in variants:
+        if name == "eager":
+            continue
+        child(arguments, name, config, batch, length)
+        print(f"{name}: compiled", flush=True)
     rates = {}
     for _ in range(arguments.rounds):
         measured = quaver(arguments, batch, length)
