@@ -29,10 +29,14 @@ __device__ inline CastScale cast_scale(Fp8 format, float factor) {
 struct RemarkableBytes {
   unsigned zeros = 0, largest = 0;
 
-  __device__ void look_at(Fp8 format, unsigned bytes) {
-    const unsigned magnitudes = bytes & 0x7F7F7F7Fu;
-    zeros |= zero_bytes(bytes);
-    largest |= (magnitudes + (format == Fp8::e4m3 ? 0x02020202u : 0x05050505u)) & 0x80808080u;
+  template <int N>
+  __device__ RemarkableBytes(Fp8 format, const unsigned (&words)[N]) {
+#pragma unroll
+    for (int w = 0; w < N; ++w) {
+      zeros |= zero_bytes(words[w]);
+      const unsigned magnitudes = words[w] & 0x7F7F7F7Fu;
+      largest |= (magnitudes + (format == Fp8::e4m3 ? 0x02020202u : 0x05050505u)) & 0x80808080u;
+    }
   }
   /// 0x80 where a byte is 0 or 0x80.
   __device__ static unsigned zero_bytes(unsigned bytes) {
@@ -85,9 +89,7 @@ struct CastTrace {
       amax = fmaxf(amax, fabsf(x[i]));
     }
     fp8_words(format, scaled, words);
-    RemarkableBytes seen;
-#pragma unroll
-    for (int w = 0; w < N / 4; ++w) seen.look_at(format, words[w]);
+    const RemarkableBytes seen(format, words);
     if (seen.zeros) {
 #pragma unroll
       for (int i = 0; i < N; ++i) count_small(format, x[i], scaled[i]);
@@ -107,9 +109,7 @@ struct CastTrace {
     for (int i = 0; i < N; ++i) scaled[i] = values[i] * scales[i];
     fp8_words(format, scaled, words);
     count_zeros(x, values, words);
-    RemarkableBytes seen;
-#pragma unroll
-    for (int w = 0; w < N / 4; ++w) seen.look_at(format, words[w]);
+    const RemarkableBytes seen(format, words);
     if (seen.largest) {
 #pragma unroll
       for (int i = 0; i < N; ++i) count_large(format, values[i], scaled[i]);

@@ -1,4 +1,4 @@
-/// Norms of rows that a block of threads holds in registers, so that every element is read once: thread i takes pack i of
+/// What norms share, forward and backward, whose rows a block of threads holds in registers, so that every element is read once: thread i takes pack i of
 /// kNormRows rows at a time, and all blocks together have enough on its way. FP8 bytes are written from there too; the
 /// transposed ones are gathered in shared memory.
 #pragma once

@@ -1,4 +1,4 @@
-/// Norms of rows, backward.
+/// Norms of rows that a block of threads holds in registers, backward.
 #pragma once
 
 #include "ops/cuda/norm_rows.cuh"

@@ -1,4 +1,4 @@
-/// Norms of rows, forward.
+/// Norms of rows that a block of threads holds in registers, forward.
 #pragma once
 
 #include "ops/cuda/norm_rows.cuh"
@@ -34,8 +34,8 @@ template <bool kAdds, bool kCasts>
 constexpr int kMostForwardThreads = kAdds&& kCasts ? kFewWarpsThreads : 2 * kNormThreads;
 
 /// A block takes `block_rows` rows, a multiple of kNormRows; if kCasts a stripe, or kNormRows, whose transposed bytes are written
-/// from registers. kAdds: the sum of x and the addend
-/// is stored and normalised. Without kCasts y's values may be absent: then only the statistics (and the sum) are written.
+/// from registers. kAdds: the sum of x and the addend is stored and normalised. kAhead, without an addend: rows are read ahead
+/// through shared memory. Without kCasts y's values may be absent: then only the statistics (and the sum) are written.
 template <bool kAdds, bool kCasts, bool kAhead, typename T>
 __global__ void __launch_bounds__(kMostForwardThreads<kAdds, kCasts>, 1)
     norm_rows(NormRows<T> in, float epsilon, int centred, std::int64_t block_rows, Sink<T> y) {
