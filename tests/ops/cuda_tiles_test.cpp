@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/cuda/produce.cuh"
+#include "quaver/error.h"
 
 namespace quaver::cuda {
 namespace {
@@ -131,6 +132,16 @@ TEST(CudaTiles, EveryTileHasABlockAndNoThreadCountsTooMany) {
       EXPECT_LT(blocks_for(tiles, blocks) * kTileRows * kTileCols / kTileThreads, 65536);
     }
   }
+}
+
+TEST(CudaTiles, RowsThatNoIndexHoldsAreRefused) {
+  const auto produce_rows = [](std::int64_t rows, std::int64_t cols) {
+    produce<bf16, 1>("an operation", Identity<bf16>{}, {Output{}}, rows, cols, true, nullptr);
+  };
+  constexpr std::int64_t kTooMany = std::int64_t{1} << 31;
+  EXPECT_THROW(produce_rows(kTooMany, 8), Error);
+  EXPECT_THROW(produce_rows(8, kTooMany), Error);
+  EXPECT_NO_THROW(produce_rows(0, 8));
 }
 
 }  // namespace

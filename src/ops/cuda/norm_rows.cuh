@@ -1,9 +1,8 @@
-/// What norms share, forward and backward, whose rows a block of threads holds in registers, so that every element is read once: thread i takes pack i of
-/// kNormRows rows at a time, and all blocks together have enough on its way. FP8 bytes are written from there too; the
-/// transposed ones are gathered in shared memory.
+/// What norms share, forward and backward, whose rows a block of threads holds in registers, so that every element is read once:
+/// thread i takes pack i of kNormRows rows at a time, and all blocks together have enough on its way. FP8 bytes are written from
+/// there too; the transposed ones are gathered in shared memory.
 #pragma once
 
-#include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/produce.cuh"
 
 namespace quaver::cuda {
@@ -41,24 +40,8 @@ struct BlockSums {
 template <int kValues>
 __device__ float sum_over_block(float (&values)[kValues], BlockSums<kValues>& sums, int& turn) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  // Lanes at a distance exchange halves of the numbers: afterwards each has half as many.
-  int distance = 16;
-#pragma unroll
-  for (int left = kValues / 2; left > 0; left /= 2, distance /= 2) {
-    const bool upper = (lane & distance) != 0;
-#pragma unroll
-    for (int i = 0; i < left; ++i) {
-      const float sent = upper ? values[2 * i] : values[2 * i + 1];
-      const float kept = upper ? values[2 * i + 1] : values[2 * i];
-      values[i] = kept + __shfl_xor_sync(kAllLanes, sent, distance);
-    }
-  }
-  float total = values[0];
-#pragma unroll
-  for (int rest = 16 / kValues; rest > 0; rest /= 2) total += __shfl_xor_sync(kAllLanes, total, rest);
-  int number = 0;  // which number this lane has
-#pragma unroll
-  for (int bit = 1, of_lane = 16; bit < kValues; bit *= 2, of_lane /= 2) number |= (lane & of_lane) ? bit : 0;
+  float total = reduce_numbers<32>(values, Add{});
+  const int number = number_of_lane<32, kValues>(lane);
   turn = 1 - turn;
   auto& buffer = sums.of_warp[turn];
   if (lane % (32 / kValues) == 0) buffer[warp][number] = total;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/device_backend.h"
 #include "ops/cuda/norm_rows_backward.cuh"
 #include "ops/cuda/norm_rows_forward.cuh"

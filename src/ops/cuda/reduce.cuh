@@ -53,6 +53,38 @@ __device__ T group_reduce(T value, int lanes, const Combine& combine) {
   return value;
 }
 
+/// Which of kValues numbers a lane has after reduce_numbers.
+template <int kLanes, int kValues>
+__device__ int number_of_lane(int lane) {
+  int number = 0;
+#pragma unroll
+  for (int bit = 1, distance = kLanes / 2; bit < kValues; bit *= 2, distance /= 2)
+    number |= (lane & distance) ? bit : 0;
+  return number;
+}
+/// kValues numbers (a power of two, at most kLanes) over groups of kLanes lanes at once: lanes at a distance exchange halves of what they
+/// have. By all lanes of a warp; takes `values` apart.
+template <int kLanes, int kValues, typename Combine>
+__device__ float reduce_numbers(float (&values)[kValues], const Combine& combine) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int distance = kLanes / 2;
+#pragma unroll
+  for (int left = kValues / 2; left > 0; left /= 2, distance /= 2) {
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float sent = upper ? values[2 * i] : values[2 * i + 1];
+      const float kept = upper ? values[2 * i + 1] : values[2 * i];
+      values[i] = combine(kept, __shfl_xor_sync(kAllLanes, sent, distance));
+    }
+  }
+  float result = values[0];
+#pragma unroll
+  for (int rest = kLanes / 2 / kValues; rest > 0; rest /= 2)
+    result = combine(result, __shfl_xor_sync(kAllLanes, result, rest));
+  return result;
+}
+
 /// The lanes of a group that takes `packs` packs, one each if there are no more than a warp's.
 constexpr int lanes_for(std::int64_t packs) {
   int lanes = 1;
