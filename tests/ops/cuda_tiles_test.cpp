@@ -50,6 +50,7 @@ struct Produced {
     sink.amax = &amax;
     sink.counters = counters.data();
     sink.format = Fp8::e4m3;
+    sink.writes = kWritesValues | kQuantizes | kWritesBytes | kWritesTransposed;
     sink.transposed_run = run_of(sink.transposed);
     return sink;
   }

@@ -15,6 +15,10 @@ class PointwiseLoss : public ::testing::TestWithParam<MatrixCase> {
   }
 };
 INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseLoss, ::testing::ValuesIn(matrix_cases()));
+// Rows of packs, longer than a block's threads take at once, and more of them than a tile has.
+INSTANTIATE_TEST_SUITE_P(Packs, PointwiseLoss,
+                         ::testing::Values(MatrixCase{70, 2056, DType::bf16, false},
+                                           MatrixCase{3, 8192, DType::bf16, false}));
 
 // The loss is a difference of numbers of about 10, each with the rounding errors of a sum of exponentials;
 // the reference itself sums up to 40001 of them into one FP32 number. Probabilities are at most 1, and so are
@@ -67,22 +71,33 @@ TEST_P(PointwiseLoss, GradientIsCast) {
   });
 }
 
-TEST(PointwiseLossSpecial, ARowWithNanOrOnlyInfinityIsNan) {
+/// Row 0 has a NaN, row 1 an infinity, row 2 nothing but -infinity, row 3 one -infinity: losses of `cols` logits that are 0.5 elsewhere.
+void expect_special_rows(Backend& backend, DType dtype, std::int64_t cols) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  std::vector<float> values(4 * 19, 0.5f);
+  std::vector<float> values(static_cast<std::size_t>(4 * cols), 0.5f);
   values[5] = std::nanf("");
-  values[19 + 3] = kInfinity;
-  for (int n = 0; n < 19; ++n) values[2 * 19 + n] = -kInfinity;
-  values[3 * 19 + 2] = -kInfinity;
-  const Tensor logits = upload(reference(), values, {4, 19});
+  values[cols + 3] = kInfinity;
+  for (int n = 0; n < cols; ++n) values[2 * cols + n] = -kInfinity;
+  values[3 * cols + 2] = -kInfinity;
+  const MatrixCase size{4, cols, dtype, false};
+  const Tensor logits = empty_matrix(size), losses = random_vector(4, 1);
+  reference().convert(upload(reference(), values, {4, cols}), logits);
+  if (backend.name() == "cuda" && !suits_devices({logits})) return;
   const Tensor targets = upload(reference(), std::vector<std::int32_t>{0, 0, 0, 1}, {4});
-  for (const auto& backend : cpu_backends()) {
-    const Tensor losses = backend->allocate(DType::f32, {4});
-    backend->cross_entropy(logits, targets, 1.0f, losses, Output());
-    const std::vector<float> found = download(*backend, losses);
+  for (const Output& output : {Output(), Output{empty_matrix(size), {}, {}}}) {
+    backend.cross_entropy(logits, targets, 1.0f, losses, output);
+    finish(backend);
+    const std::vector<float> found = download(reference(), losses);
     for (int m = 0; m < 3; ++m)
-      EXPECT_TRUE(std::isnan(found[m])) << "row " << m << " on " << backend->describe();
-    EXPECT_NEAR(found[3], std::log(18.0f), 1e-6f);
+      EXPECT_TRUE(std::isnan(found[m])) << "row " << m << " on " << backend.describe();
+    EXPECT_NEAR(found[3], std::log(static_cast<float>(cols - 1)), 2e-6f) << backend.describe();
+  }
+}
+
+TEST(PointwiseLossSpecial, ARowWithNanOrOnlyInfinityIsNan) {
+  for (const auto& backend : cpu_backends()) expect_special_rows(*backend, DType::f32, 19);
+  for (const auto& backend : device_backends()) {
+    for (const std::int64_t cols : {19, 40, 4104}) expect_special_rows(*backend, DType::bf16, cols);
   }
 }
 
@@ -90,6 +105,13 @@ TEST(PointwiseLossSpecial, ATargetOutsideTheVocabularyIsRefused) {
   const Tensor logits = random_matrix({2, 7, DType::f32, false}, 1), losses = random_vector(2, 1);
   const Tensor targets = upload(reference(), std::vector<std::int32_t>{0, 7}, {2});
   EXPECT_THROW(cpu_backends()[0]->cross_entropy(logits, targets, 1.0f, losses, Output()), Error);
+  for (const auto& device : device_backends()) {
+    const Tensor packs = random_matrix({2, 8, DType::bf16, false}, 1),
+                 beyond = upload(reference(), std::vector<std::int32_t>{0, 8}, {2}),
+                 found = device->allocate(DType::f32, {2});
+    device->cross_entropy(packs, beyond, 1.0f, found, {packs, {}, {}});
+    EXPECT_THROW(download(*device, found), Error) << device->describe();
+  }
 }
 
 class PointwiseEmbedding : public ::testing::TestWithParam<MatrixCase> {

@@ -128,6 +128,22 @@ struct CastTrace {
       cast(scale.format, scales, values, words);
     }
   }
+  /// The same of what `rounded` makes of the numbers, which is returned: both look at the largest once.
+  template <typename T, int N>
+  __device__ Pack<T, N> round_and_cast(const CastScale& scale, const float (&exact)[N],
+                                       unsigned (&words)[N / 4]) {
+    if constexpr (kPairs<T, N>) {
+      Pack<T, N> x = rounded_pairs(exact);
+      float values[N];
+      widen(x, values);
+      if (!cast_pairs(scale, x, values, words)) x = rounded_singly<T>(exact);
+      return x;
+    } else {
+      const Pack<T, N> x = rounded<T>(exact);
+      cast(scale, x, words);
+      return x;
+    }
+  }
 
  private:
   template <int N>
@@ -145,9 +161,9 @@ struct CastTrace {
       for (int i = 0; i < N; ++i) zeros += values[i] == 0 ? 1 : 0;
     }
   }
-  /// Of pairs the extremes decide whether anything is counted one by one.
+  /// Of pairs the extremes decide whether anything is counted one by one; false if so. No NaN is among them otherwise.
   template <int N>
-  __device__ void cast_pairs(const CastScale& scale, const Pack<bf16, N>& x, const float (&values)[N],
+  __device__ bool cast_pairs(const CastScale& scale, const Pack<bf16, N>& x, const float (&values)[N],
                              unsigned (&words)[N / 4]) {
     float scaled[N];
 #pragma unroll
@@ -157,13 +173,14 @@ struct CastTrace {
     const unsigned largest = largest_magnitudes(x);
     if (both_at_most(largest, scale.limits)) {
       pair_amax = larger_magnitudes(pair_amax, largest);
-    } else {
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        amax = fmaxf(amax, fabsf(values[i]));
-        count_large(scale.format, values[i], scaled[i]);
-      }
+      return true;
     }
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      amax = fmaxf(amax, fabsf(values[i]));
+      count_large(scale.format, values[i], scaled[i]);
+    }
+    return false;
   }
 };
 

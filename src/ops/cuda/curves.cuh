@@ -60,15 +60,15 @@ __device__ void evaluate(Curve curve, const float (&x)[N], ValueAndSlope (&at)[N
 #pragma unroll
     for (int i = 0; i < N; ++i) at[i] = evaluate<kCurve>(x[i]);
   };
-  switch (curve) {
-    case Curve::silu:
-      return all(std::integral_constant<Curve, Curve::silu>{});
-    case Curve::gelu:
-      return all(std::integral_constant<Curve, Curve::gelu>{});
-    case Curve::sigmoid:
-      return all(std::integral_constant<Curve, Curve::sigmoid>{});
-    case Curve::sigmoid2:
-      return all(std::integral_constant<Curve, Curve::sigmoid2>{});
+  const auto number = [](Curve known) { return static_cast<int>(known); };  // comparisons of 64 bits are two
+  if (number(curve) == number(Curve::silu)) {
+    all(std::integral_constant<Curve, Curve::silu>{});
+  } else if (number(curve) == number(Curve::gelu)) {
+    all(std::integral_constant<Curve, Curve::gelu>{});
+  } else if (number(curve) == number(Curve::sigmoid)) {
+    all(std::integral_constant<Curve, Curve::sigmoid>{});
+  } else {
+    all(std::integral_constant<Curve, Curve::sigmoid2>{});
   }
 }
 __device__ inline ValueAndSlope evaluate(Curve curve, float x) {

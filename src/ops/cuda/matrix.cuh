@@ -59,18 +59,30 @@ __device__ unsigned largest_magnitudes(const Pack<bf16, N>& pack) {
   return largest;
 }
 
-/// As round_as rounds them.
-template <typename T, int N>
-__device__ Pack<T, N> rounded(const float (&values)[N]) {
-  Pack<T, N> pack;
-  if constexpr (kPairs<T, N>) {
+/// As pack_pair rounds them: a NaN's bits are a device's.
+template <int N>
+__device__ Pack<bf16, N> rounded_pairs(const float (&values)[N]) {
+  Pack<bf16, N> pack;
 #pragma unroll
-    for (int i = 0; i < N; i += 2) pack.words[i / 2] = pack_pair(values[i], values[i + 1]);
-    if (both_at_most(largest_magnitudes(pack), kBothInfinite)) return pack;
-  }
+  for (int i = 0; i < N; i += 2) pack.words[i / 2] = pack_pair(values[i], values[i + 1]);
+  return pack;
+}
+/// As round_as rounds them, one by one.
+template <typename T, int N>
+__device__ Pack<T, N> rounded_singly(const float (&values)[N]) {
+  Pack<T, N> pack;
 #pragma unroll
   for (int i = 0; i < N; ++i) pack.set(i, round_as<T>(values[i]));
   return pack;
+}
+/// The same, by pairs while there is no NaN.
+template <typename T, int N>
+__device__ Pack<T, N> rounded(const float (&values)[N]) {
+  if constexpr (kPairs<T, N>) {
+    const Pack<T, N> pack = rounded_pairs(values);
+    if (both_at_most(largest_magnitudes(pack), kBothInfinite)) return pack;
+  }
+  return rounded_singly<T>(values);
 }
 
 /// Stores a pack in global memory. The compiler takes four words apart where the address is one of a loop.
@@ -89,6 +101,17 @@ __device__ void store_pack(T* to, const Pack<T, N>& pack) {
 
 /// Elements that one thread of a vectorised kernel handles at once.
 constexpr int kPack = 8;
+
+/// a * b in one instruction: left to itself, the compiler multiplies in 64 bits.
+__device__ inline std::int64_t wide_product(int a, int b) {
+#ifdef __CUDACC__
+  std::int64_t result;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return std::int64_t{a} * b;
+#endif
+}
 
 /// Element (m, n) is data[m * stride + n].
 template <typename T>
@@ -113,7 +136,7 @@ struct Matrix {
   template <int N = kPack>
   __device__ T* near_address(int m, int n) const {
     if constexpr (N == 1) return address(m, n);
-    return data + static_cast<std::int64_t>(m) * static_cast<int>(stride) + n;
+    return data + n + wide_product(m, static_cast<int>(stride));
   }
   template <int N>
   __device__ Pack<std::remove_const_t<T>, N> near_pack(int m, int n) const {

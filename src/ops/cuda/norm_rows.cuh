@@ -103,7 +103,7 @@ struct RowCast {
   __device__ void cast(const Sink<T>& sink, std::int64_t row, int r, std::int64_t n,
                        const float (&values)[kPack]) {
     Pack<unsigned, kPack / 4> bytes;
-    trace.cast(scale, rounded<T>(values), bytes.at);
+    trace.round_and_cast<T>(scale, values, bytes.at);
 #pragma unroll
     for (int w = 0; w < kPack / 4; ++w) words[w][r] = bytes.at[w];
     *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.address(row + r, n)) = bytes;

@@ -136,6 +136,13 @@ struct HeadGate {
   }
 };
 
+}  // namespace
+
+template <>
+inline constexpr int kBlocksAtOnce<1, HeadGate<bf16>> = 4;
+
+namespace {
+
 constexpr int kGateThreads = 256;
 
 /// `lanes` lanes, a power of two, take a head of a row in packs of N. The few gradients of gates are stored, and cast, one by one.

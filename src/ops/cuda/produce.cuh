@@ -23,7 +23,7 @@ __device__ void evaluate_at(const F& f, int m, int n, float (&results)[kOutputs]
 /// meanwhile. With one result more blocks run at once, each for its tile, and read for each other.
 template <int kOutputs>
 constexpr bool kManyTiles = kOutputs > 1;
-/// On a multiprocessor, at least; functions of one result that have few registers may have four.
+/// On a multiprocessor, at least; functions of one result that can do with few registers may have four.
 template <int kOutputs, typename F>
 constexpr int kBlocksAtOnce = kManyTiles<kOutputs> ? 2 : 3;
 
@@ -46,11 +46,11 @@ __device__ void fill_tile(const F& f, const std::array<Sink<T>, kOutputs>& sinks
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
       const Sink<T>& sink = sinks[o];
-      if (sink.values.data) sink.values.store(tile.row + m, tile.column + n, results[o]);
+      if (sink.writes_values()) sink.values.store(tile.row + m, tile.column + n, results[o]);
       if (!sink.quantizes()) continue;
       const std::uint8_t byte = traces[o].cast(scales[o], as_float(round_as<T>(results[o][0])));
-      if (sink.transposed.data) transposed[o].bytes[TransposedTile::begin_of(n) + m] = byte;
-      if (sink.bytes.data) *sink.bytes.address(tile.row + m, tile.column + n) = byte;
+      if (sink.writes_transposed()) transposed[o].bytes[TransposedTile::begin_of(n) + m] = byte;
+      if (sink.writes_bytes()) *sink.bytes.address(tile.row + m, tile.column + n) = byte;
     }
   }
 }
@@ -73,6 +73,17 @@ __device__ inline void push_bytes(unsigned (&words)[kPack], const Pack<unsigned,
 #pragma unroll
   for (int i = 0; i < kPack; ++i)
     words[i] = select_bytes(words[i], row.at[i / 4], 0x4321u + (static_cast<unsigned>(i % 4) << 12));
+}
+
+/// A pack of a result, and its bytes if it is cast.
+template <typename T>
+__device__ void write_pack(const Sink<T>& sink, int m, int column, const float (&exact)[kPack],
+                           const CastScale& scale, CastTrace& trace, Pack<unsigned, kPack / 4>& written) {
+  const Pack<T, kPack> result =
+      sink.quantizes() ? trace.round_and_cast<T>(scale, exact, written.at) : rounded<T>(exact);
+  if (sink.writes_values()) store_pack(sink.values.near_address(m, column), result);
+  if (sink.writes_bytes())
+    *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.near_address(m, column)) = written;
 }
 
 /// By packs. `ahead` has the first rows of the tile and gets those of `next`, if there are more.
@@ -102,15 +113,8 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
         float exact[kOutputs][kPack];
         f(m, column, operands, exact);
 #pragma unroll
-        for (int o = 0; o < kOutputs; ++o) {
-          const Sink<T>& sink = sinks[o];
-          const Pack<T, kPack> result = rounded<T>(exact[o]);
-          if (sink.values.data) store_pack(sink.values.near_address(m, column), result);
-          if (!sink.quantizes()) continue;
-          traces[o].cast(scales[o], result, written[o].at);
-          if (sink.bytes.data)
-            *reinterpret_cast<Pack<unsigned, kPack / 4>*>(sink.bytes.near_address(m, column)) = written[o];
-        }
+        for (int o = 0; o < kOutputs; ++o)
+          write_pack(sinks[o], m, column, exact[o], scales[o], traces[o], written[o]);
       }
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) push_bytes(words[o], written[o]);
@@ -118,7 +122,7 @@ __device__ void fill_tile_by_packs(const F& f, const std::array<Sink<T>, kOutput
   }
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
-    if (!sinks[o].quantizes() || !sinks[o].transposed.data) continue;
+    if (!sinks[o].writes_transposed()) continue;
 #pragma unroll
     for (int i = 0; i < kPack; ++i)
       *reinterpret_cast<unsigned*>(transposed[o].bytes + TransposedTile::begin_of(packs.n + i) + packs.m) =
@@ -151,8 +155,7 @@ __device__ void write_transposed(const std::array<Sink<T>, kOutputs>& sinks, con
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
     const Sink<T>& sink = sinks[o];
-    if (sink.quantizes() && sink.transposed.data)
-      transposed[o].write(sink.transposed, sink.transposed_run, tile);
+    if (sink.writes_transposed()) transposed[o].write(sink.transposed, sink.transposed_run, tile);
   }
 }
 
@@ -282,6 +285,9 @@ struct Identity {
   }
 };
 
+template <>
+inline constexpr int kBlocksAtOnce<1, Identity<bf16>> = 4;
+
 /// Launches produce_tiles or produce_values for a matrix of the given size. `pack`: f's own operands can be read in packs.
 template <typename T, int kOutputs, typename F>
 void produce(const char* name, const F& f, const std::array<Output, kOutputs>& outputs, std::int64_t rows,
@@ -297,8 +303,8 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
   }
   bool quantizes = false, all_values = true;
   for (const Sink<T>& sink : sinks) {
-    quantizes = quantizes || sink.scale;
-    all_values = all_values && sink.values.data;
+    quantizes = quantizes || sink.quantizes();
+    all_values = all_values && sink.writes_values();
   }
   if (!quantizes && all_values) {
     std::array<Matrix<T>, kOutputs> values{};
@@ -309,7 +315,7 @@ void produce(const char* name, const F& f, const std::array<Output, kOutputs>& o
   }
   if (rows == 0 || cols == 0) {
     for (const auto& sink : sinks) {
-      if (sink.scale) launch(name, produce_nothing<T>, {1, 1}, stream, sink);
+      if (sink.quantizes()) launch(name, produce_nothing<T>, {1, 1}, stream, sink);
     }
     return;
   }

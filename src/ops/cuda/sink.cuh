@@ -8,6 +8,8 @@
 
 namespace quaver::cuda {
 
+enum SinkWrites : std::int32_t { kWritesValues = 1, kQuantizes = 2, kWritesBytes = 4, kWritesTransposed = 8 };
+
 /// An Output for device code; null where absent. Of the bytes of a cast either form may be absent.
 template <typename T>
 struct Sink {
@@ -18,9 +20,13 @@ struct Sink {
   float* amax;
   unsigned long long* counters;
   Fp8 format;
-  std::int32_t transposed_run;  ///< bytes of a row of `transposed` that may be written at once
+  std::int32_t writes;          ///< kWrites...: a test of a bit is one instruction, of a pointer two
+  std::int64_t transposed_run;  ///< bytes of a row of `transposed` that may be written at once
 
-  __device__ bool quantizes() const { return scale != nullptr; }
+  __host__ __device__ bool writes_values() const { return (writes & kWritesValues) != 0; }
+  __host__ __device__ bool quantizes() const { return (writes & kQuantizes) != 0; }
+  __host__ __device__ bool writes_bytes() const { return (writes & kWritesBytes) != 0; }
+  __host__ __device__ bool writes_transposed() const { return (writes & kWritesTransposed) != 0; }
   __device__ CastScale cast_scale() const {
     return quantizes() ? cuda::cast_scale(format, *scale) : CastScale{};
   }
@@ -38,6 +44,7 @@ template <typename T>
 Sink<T> sink_of(const Output& output) {
   Sink<T> sink{};
   sink.values = matrix_of<T>(output.values);
+  if (sink.values.data) sink.writes |= kWritesValues;
   if (!output.quantized.defined()) return sink;
   const QuantizedTensor& quantized = output.quantized;
   sink.bytes = matrix_of<std::uint8_t>(quantized.bytes);
@@ -48,6 +55,8 @@ Sink<T> sink_of(const Output& output) {
   if (output.quantizer.counters) sink.counters = output.quantizer.counters.data<unsigned long long>();
   sink.format = fp8_of(output.quantizer.format);
   sink.transposed_run = run_of(sink.transposed);
+  sink.writes |=
+      kQuantizes | (sink.bytes.data ? kWritesBytes : 0) | (sink.transposed.data ? kWritesTransposed : 0);
   return sink;
 }
 inline bool packs(const Output& output) {
