@@ -101,26 +101,41 @@ __device__ float row_amax(const Pack<T, kPack>& row) {
   }
 }
 
-/// A lane of the same half of a warp that has the amax of a row, as number_of_lane says.
+/// Of kPack rows of a tile, all of which half a warp holds, every lane has one; two lanes have the same.
+__device__ inline int row_of_lane(int lane) {
+  return (lane >> 3 & 1) | (lane >> 1 & 2) | (lane << 1 & 4);
+}
 __device__ inline int lane_of_row(int lane, int row) {
   return (lane & 16) | (row & 1) << 3 | (row & 2) << 1 | (row & 4) >> 1;
 }
-/// The amax of row number_of_lane, of the kPack rows whose packs half a warp holds.
+/// The amax of row row_of_lane: lanes at a distance exchange halves of what they have. Through reduce_numbers, which does the same,
+/// ptxas (13.0) orders the kernel so that it moves 0.70 to 0.76 of a copy instead of 0.83 (docs/results/h100.md).
 template <typename T>
-__device__ float amax_of_row(const ThreadTile<T>& tile) {
-  static_assert(kPack == 8 && kSidePacks == 16, "lane_of_row");
+__device__ float amax_of_row(const ThreadTile<T>& tile, int lane) {
+  static_assert(kPack == 8 && kSidePacks == 16);
   float amaxes[kPack];
 #pragma unroll
   for (int m = 0; m < kPack; ++m) amaxes[m] = row_amax(tile.at[m]);
-  return reduce_numbers<kSidePacks>(amaxes, Largest{});
+#pragma unroll
+  for (int left = kPack / 2; left > 0; left /= 2) {
+    const int distance = 2 * left;
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < left; ++i) {
+      const float sent = upper ? amaxes[2 * i] : amaxes[2 * i + 1];
+      const float kept = upper ? amaxes[2 * i + 1] : amaxes[2 * i];
+      amaxes[i] = fmaxf(kept, __shfl_xor_sync(kAllLanes, sent, distance));
+    }
+  }
+  return fmaxf(amaxes[0], __shfl_xor_sync(kAllLanes, amaxes[0], 1));
 }
 
 /// scales[m] of row m; all lanes that hold a row's packs, half a warp, find its amax together.
 template <typename T>
 __device__ void scale_rows(const ThreadTile<T>& tile, const TilePlace& place, const BlockSink& sink,
                            float (&scales)[kPack]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, m = number_of_lane<kSidePacks, kPack>(lane);
-  const float scale = block_scale(amax_of_row(tile));
+  const int lane = static_cast<int>(threadIdx.x) % 32, m = row_of_lane(lane);
+  const float scale = block_scale(amax_of_row(tile, lane));
   if (lane % 2 == 0) {
     const std::int64_t row = tile.row + m;
     const bool inside = m < tile.rows;
