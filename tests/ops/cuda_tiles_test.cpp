@@ -50,8 +50,8 @@ struct Produced {
     sink.amax = &amax;
     sink.counters = counters.data();
     sink.format = Fp8::e4m3;
-    sink.writes = kWritesValues | kQuantizes | kWritesBytes | kWritesTransposed;
     sink.transposed_run = run_of(sink.transposed);
+    sink.writes = writes_of(sink);
     return sink;
   }
 };

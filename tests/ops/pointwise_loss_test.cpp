@@ -90,7 +90,9 @@ void expect_special_rows(Backend& backend, DType dtype, std::int64_t cols) {
     const std::vector<float> found = download(reference(), losses);
     for (int m = 0; m < 3; ++m)
       EXPECT_TRUE(std::isnan(found[m])) << "row " << m << " on " << backend.describe();
-    EXPECT_NEAR(found[3], std::log(static_cast<float>(cols - 1)), 2e-6f) << backend.describe();
+    // A few units of the last place: that of numbers from 4 on is 4.8e-7, from 8 on 9.5e-7.
+    const float expected = std::log(static_cast<float>(cols - 1));
+    EXPECT_NEAR(found[3], expected, expected < 4 ? 1e-6f : 2e-6f) << backend.describe();
   }
 }
 

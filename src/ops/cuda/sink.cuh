@@ -20,7 +20,7 @@ struct Sink {
   float* amax;
   unsigned long long* counters;
   Fp8 format;
-  std::int32_t writes;          ///< kWrites...: a test of a bit is one instruction, of a pointer two
+  std::int32_t writes;          ///< writes_of: a test of a bit is one instruction, of a pointer two
   std::int64_t transposed_run;  ///< bytes of a row of `transposed` that may be written at once
 
   __host__ __device__ bool writes_values() const { return (writes & kWritesValues) != 0; }
@@ -40,23 +40,29 @@ inline std::int32_t run_of(const Matrix<std::uint8_t>& bytes) {
   return 1;
 }
 
+/// What Sink::writes is, by the pointers that are there.
+template <typename T>
+std::int32_t writes_of(const Sink<T>& sink) {
+  return (sink.values.data ? kWritesValues : 0) | (sink.scale ? kQuantizes : 0) |
+         (sink.bytes.data ? kWritesBytes : 0) | (sink.transposed.data ? kWritesTransposed : 0);
+}
+
 template <typename T>
 Sink<T> sink_of(const Output& output) {
   Sink<T> sink{};
   sink.values = matrix_of<T>(output.values);
-  if (sink.values.data) sink.writes |= kWritesValues;
-  if (!output.quantized.defined()) return sink;
-  const QuantizedTensor& quantized = output.quantized;
-  sink.bytes = matrix_of<std::uint8_t>(quantized.bytes);
-  sink.transposed = matrix_of<std::uint8_t>(quantized.transposed);
-  sink.scale_inv = quantized.scale_inv.template data<float>();
-  sink.scale = output.quantizer.scale.data<float>();
-  if (output.quantizer.amax) sink.amax = output.quantizer.amax.data<float>();
-  if (output.quantizer.counters) sink.counters = output.quantizer.counters.data<unsigned long long>();
-  sink.format = fp8_of(output.quantizer.format);
-  sink.transposed_run = run_of(sink.transposed);
-  sink.writes |=
-      kQuantizes | (sink.bytes.data ? kWritesBytes : 0) | (sink.transposed.data ? kWritesTransposed : 0);
+  if (output.quantized.defined()) {
+    const QuantizedTensor& quantized = output.quantized;
+    sink.bytes = matrix_of<std::uint8_t>(quantized.bytes);
+    sink.transposed = matrix_of<std::uint8_t>(quantized.transposed);
+    sink.scale_inv = quantized.scale_inv.template data<float>();
+    sink.scale = output.quantizer.scale.data<float>();
+    if (output.quantizer.amax) sink.amax = output.quantizer.amax.data<float>();
+    if (output.quantizer.counters) sink.counters = output.quantizer.counters.data<unsigned long long>();
+    sink.format = fp8_of(output.quantizer.format);
+    sink.transposed_run = run_of(sink.transposed);
+  }
+  sink.writes = writes_of(sink);
   return sink;
 }
 inline bool packs(const Output& output) {
