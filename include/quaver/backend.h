@@ -330,6 +330,9 @@ class Backend : public ScaleUpdater {
   /// norm[0] <- NaN, so that no `adamw` with it writes anything, unless the columns kCastNan and kCastInfinite of
   /// `before` and of `after` have one sum. Both i64[S, kCastCounters], contiguous, of any S.
   virtual void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) = 0;
+  /// norm[0] <- NaN, likewise, unless all values are finite, and no operation met an index or target outside its range
+  /// that copy_to_host has yet to throw. values: f32, contiguous.
+  virtual void refuse_non_finite(const Tensor& values, const Tensor& norm) = 0;
 };
 
 /// Whether gradients of this norm, clipped to max_norm (<= 0: not), can be squared in FP32: a larger one would put

@@ -73,6 +73,7 @@ void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tens
 void check_global_norm(std::span<const Tensor> tensors, const Tensor& result);
 void check_adamw(const Tensor& norm, std::span<const AdamWTensor> tensors);
 void check_refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm);
+void check_refuse_non_finite(const Tensor& values, const Tensor& norm);
 void check_update_scales(std::span<const ScaleUpdate> updates);
 
 }  // namespace quaver

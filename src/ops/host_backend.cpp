@@ -1,6 +1,7 @@
 #include "ops/host_backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -52,6 +53,13 @@ void HostBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& af
     return sum;
   };
   if (sum_of(before) != sum_of(after)) *norm.data<float>() = std::numeric_limits<float>::quiet_NaN();
+}
+
+void HostBackend::refuse_non_finite(const Tensor& values, const Tensor& norm) {
+  check_refuse_non_finite(values, norm);
+  const float* const begin = values.data<float>();
+  const bool finite = std::all_of(begin, begin + values.elements(), [](float x) { return std::isfinite(x); });
+  if (!finite) *norm.data<float>() = std::numeric_limits<float>::quiet_NaN();
 }
 
 MemoryUse HostBackend::memory_use() const {

@@ -20,6 +20,7 @@ class HostBackend : public Backend {
   void copy_to_host(const Tensor& source, void* destination) override;
   void gather(std::span<const Tensor> sources, const Tensor& destination) override;
   void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) override;
+  void refuse_non_finite(const Tensor& values, const Tensor& norm) override;
   MemoryUse memory_use() const override;
 
  private:

@@ -261,6 +261,10 @@ void TimedBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& a
         [&] { inner_->refuse_non_finite_casts(before, after, norm); });
 }
 
+void TimedBackend::refuse_non_finite(const Tensor& values, const Tensor& norm) {
+  timed("refuse_non_finite", sum_of_bytes(values), [&] { inner_->refuse_non_finite(values, norm); });
+}
+
 void TimedBackend::update_scales(std::span<const ScaleUpdate> updates) {
   timed("update_scales", 0, [&] { inner_->update_scales(updates); });
 }

@@ -77,35 +77,35 @@ bool AdamW::accepts(float norm) const {
 }
 
 float AdamW::step(float lr, const NormCheck& check) {
+  begin_step(lr, check);
+  return end_step();
+}
+
+void AdamW::begin_step(float lr, const NormCheck& check) {
   measure_norm();
+  if (check) check(norm_);
   const AdamWStep step{lr,         options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
                        steps_ + 1, options_.seed};
   std::vector<AdamWTensor> tensors;
   tensors.reserve(entries_.size());
+  copies_.clear();
   for (const Entry& entry : entries_) {
     const Parameter& parameter = *entry.parameter;
     const bool is_matrix = parameter.value.shape().size() == 2;
-    tensors.push_back({parameter.gradient,
-                       parameter.value,
-                       entry.m,
-                       entry.v,
-                       is_matrix,
-                       {},
-                       entry.m_scales,
-                       entry.v_scales,
-                       entry.noise_stream});
-    if (entry.reader) tensors.back().copies = entry.reader->next_weight_copies();
+    copies_.push_back(entry.reader ? entry.reader->next_weight_copies() : WeightCopies{});
+    tensors.push_back({parameter.gradient, parameter.value, entry.m, entry.v, is_matrix, copies_.back(),
+                       entry.m_scales, entry.v_scales, entry.noise_stream});
   }
-  // Last of all, because it may wait for the device: what follows is all that the device then waits for.
-  if (check) check(norm_);
   backend_.adamw(step, norm_, options_.clip, tensors);
-  // Read after the updates were handed out, so that a device need not wait for the host in between.
+}
+
+float AdamW::end_step() {
   const float norm = download(backend_, norm_).front();
   if (!accepts(norm)) return norm;
   ++steps_;
   drop_gradients();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (entries_[i].reader) entries_[i].reader->weight_copied_ahead(tensors[i].copies);
+    if (entries_[i].reader) entries_[i].reader->weight_copied_ahead(copies_[i]);
   }
   return norm;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "quaver/module.h"
+#include "quaver/scaling.h"
 #include "quaver/tensor.h"
 
 namespace quaver {
@@ -36,6 +37,9 @@ class AdamW {
   /// (`Linear::next_weight_copies`) are written in the same pass. Returns the norm before clipping. When that is
   /// not usable (`is_usable_norm`), nothing is written and the step does not count.
   float step(float lr, const NormCheck& check = {});
+  /// The two halves of `step`: everything is handed to the device; the norm comes back, for which the host waits.
+  void begin_step(float lr, const NormCheck& check = {});
+  float end_step();
 
   /// Forgets the gradients of a step that was not taken, and that its weights were cast: their amaxes may have been
   /// taken back.
@@ -69,6 +73,7 @@ class AdamW {
   Options options_;
   std::vector<Entry> entries_;
   Tensor norm_;
+  std::vector<WeightCopies> copies_;  // of the step that has begun, by entry
   std::int64_t steps_ = 0;
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -92,9 +91,8 @@ Trainer::Resolved Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& back
   return {std::move(config), std::move(measured)};
 }
 
-StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
-                         const GradientsReady& gradients_ready) {
-  // Nothing is read on the host before all that does not depend on it is under way, or ready to be.
+StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches, const During& during) {
+  // Nothing is read on the host before all of the step is under way.
   casts_.begin();
   scales_.take();
   const std::int64_t every = config_.fp8.histogram_every;
@@ -104,14 +102,15 @@ StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches,
   StepResult result;
   result.loss = count_targets(micro_batches);
   const std::vector<Tensor> losses = accumulate(micro_batches, result.loss.tokens);
-  if (gradients_ready) gradients_ready(model_);
+  if (during.gradients_ready) during.gradients_ready(model_);
   casts_.end();
-  result.gradient_norm = optimizer_.step(lr, [&](const Tensor& norm) {
-    for (const Tensor& of_batch : losses) result.loss.nats += sum_losses(backend(), of_batch);
-    if (!std::isfinite(result.loss.nats))
-      return backend().fill(norm, std::numeric_limits<double>::quiet_NaN());
+  optimizer_.begin_step(lr, [&](const Tensor& norm) {
+    for (const Tensor& of_batch : losses) backend().refuse_non_finite(of_batch, norm);
     backend().refuse_non_finite_casts(casts_.before(), casts_.after(), norm);
   });
+  if (during.handed_out) during.handed_out();
+  result.gradient_norm = optimizer_.end_step();
+  for (const Tensor& of_batch : losses) result.loss.nats += sum_losses(backend(), of_batch);
   result.casts = casts_.counts();
   if (optimizer_.accepts(result.gradient_norm)) return result;
   scales_.restore();

@@ -37,14 +37,16 @@ class Trainer {
   /// tokens.
   Trainer(std::shared_ptr<Backend> backend, const RunConfig& config);
 
-  using GradientsReady = std::function<void(LanguageModel&)>;
+  /// What somebody does in the middle of a step; either may be absent.
+  struct During {
+    std::function<void(LanguageModel&)> gradients_ready;  ///< between the last backward and the update
+    std::function<void()> handed_out;  ///< while a device has all of the step to do, and the host would wait
+  };
 
-  /// One optimizer step over micro-batches whose targets all weigh the same. `gradients_ready`, if given, is
-  /// called between the last backward and the update. When a loss, the gradient norm or a number that was cast to FP8
+  /// One optimizer step over micro-batches whose targets all weigh the same. When a loss, the gradient norm or a number that was cast to FP8
   /// is not finite, weights, moments, scales and histories stay as they were, bit for bit; then train.nonfinite
   /// decides: "stop" throws Error(non_finite), "skip" returns why.
-  StepResult step(float lr, std::span<const HostBatch> micro_batches,
-                  const GradientsReady& gradients_ready = {});
+  StepResult step(float lr, std::span<const HostBatch> micro_batches, const During& during = {});
 
   /// The validation loss; leaves no trace in the FP8 state.
   LossSum evaluate(const ValidationBatches& batches);

@@ -134,16 +134,27 @@ class Run {
     if (!origin_.is_new) publish_model(origin_.checkpoint, config_.run.dir);
   }
 
-  StepReport take_step() {
-    const auto begin = Clock::now();
-    const std::int64_t step = progress_.step + 1;
+  std::vector<HostBatch> batches_of(std::int64_t step) const {
     std::vector<HostBatch> batches;
     for (std::int64_t i = 0; i < config_.train.accumulation; ++i) {
       batches.push_back(source_.at((step - 1) * config_.train.accumulation + i));
     }
+    return batches;
+  }
+
+  StepReport take_step() {
+    const auto begin = Clock::now();
+    const std::int64_t step = progress_.step + 1;
+    const std::vector<HostBatch> batches =
+        next_batches_.empty() ? batches_of(step) : std::exchange(next_batches_, {});
     const float lr = learning_rate(config_.train, step);
-    const StepResult result =
-        trainer_.step(lr, batches, [&](LanguageModel& model) { observer_.gradients_ready(step, model); });
+    const StepResult result = trainer_.step(
+        lr, batches,
+        {.gradients_ready = [&](LanguageModel& model) { observer_.gradients_ready(step, model); },
+         .handed_out =
+             [&] {
+               if (step < config_.train.steps) next_batches_ = batches_of(step + 1);
+             }});
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     progress_.add(result, seconds);
     return {step, result.loss, lr, result.gradient_norm, seconds, result.casts, std::nullopt, result.skipped};
@@ -201,6 +212,7 @@ class Run {
   BatchSource source_;
   ValidationBatches validation_;
   RunProgress progress_;
+  std::vector<HostBatch> next_batches_;       // of the step after the last; made while a device is at work
   std::optional<std::int64_t> requested_at_;  // the step in which the file "save" was seen
 };
 

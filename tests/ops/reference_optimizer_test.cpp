@@ -1,6 +1,7 @@
 /// AdamW and the norm of gradients against formulas in double.
 #include <limits>
 
+#include "quaver/error.h"
 #include "support/backend_test.h"
 
 namespace quaver::testing {
@@ -126,6 +127,38 @@ TEST_P(OptimizerOperation, NonFiniteCastsMakeTheNormNan) {
   EXPECT_FALSE(refuses(counters(0, 0, 0), counters(0, 0, 0)));
   EXPECT_FALSE(refuses(counters(0, 0, 0), counters(300, 0, 0))) << "slots of a first step";
   EXPECT_TRUE(refuses(counters(0, 0, 0), counters(300, 0, 1)));
+}
+
+TEST_P(OptimizerOperation, NonFiniteValuesMakeTheNormNan) {
+  const auto refuses = [&](const Doubles& values) {
+    const Tensor norm = vector({1.5});
+    backend->refuse_non_finite(vector(values), norm);
+    EXPECT_TRUE(std::isnan(floats(norm)[0]) || floats(norm)[0] == 1.5f);
+    return std::isnan(floats(norm)[0]);
+  };
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  EXPECT_FALSE(refuses({0, -1, 3e38, -3e38}));
+  EXPECT_FALSE(refuses({}));
+  // In the first, in a last block of one thread, and in between.
+  for (const std::size_t place : {0, 300, 512}) {
+    for (const double value : {kInfinity, -kInfinity, std::nan("")}) {
+      Doubles values(513, 2.0);
+      values[place] = value;
+      EXPECT_TRUE(refuses(values)) << value << " at " << place;
+    }
+  }
+}
+
+TEST_P(OptimizerOperation, ATargetThatIsNoClassMakesTheNormNanBeforeItIsThrown) {
+  if (backend->device() == Device::host) GTEST_SKIP() << "throws at once";
+  const Tensor logits = backend->allocate(DType::f32, {1, 2}), targets = backend->allocate(DType::i32, {1});
+  backend->fill(logits, 0);
+  backend->fill(targets, 2);
+  const Tensor losses = backend->allocate(DType::f32, {1}), norm = vector({1.5});
+  backend->cross_entropy(logits, targets, 1, losses, {});
+  backend->refuse_non_finite(losses, norm);
+  EXPECT_THROW(floats(norm), Error);
+  EXPECT_TRUE(std::isnan(floats(norm)[0]));
 }
 
 TEST_P(OptimizerOperation, TheNormSpansAllTensorsAndIsSummedInDouble) {

@@ -67,6 +67,21 @@ TEST_F(TrainerTest, ThreadsAndRepetitionDoNotChangeABit) {
   }
 }
 
+TEST_F(TrainerTest, WhatIsDoneDuringAStepSeesGradientsFirstAndThenAnUpdateThatDoesNotCountYet) {
+  const auto trainer = make_trainer();
+  const HostBatch batch = training_batches(config).at(0);
+  std::vector<std::string> seen;
+  trainer->step(1e-3f, std::span(&batch, 1),
+                {.gradients_ready = [&](LanguageModel&) { seen.push_back("gradients"); },
+                 .handed_out =
+                     [&] {
+                       EXPECT_EQ(trainer->steps(), 0);
+                       seen.push_back("handed out");
+                     }});
+  EXPECT_EQ(seen, (std::vector<std::string>{"gradients", "handed out"}));
+  EXPECT_EQ(trainer->steps(), 1);
+}
+
 TEST_F(TrainerTest, ADifferentSeedGivesDifferentWeights) {
   const auto first = train(1).second;
   config.train.seed = 2;
@@ -109,8 +124,9 @@ TEST_F(TrainerTest, AccumulatedMicroBatchesEqualOneLargeBatch) {
   const auto gradients_of = [&](const std::vector<HostBatch>& batches) {
     std::vector<NamedValues> gradients;
     const auto trainer = make_trainer();
-    const auto result = trainer->step(
-        1e-3f, batches, [&](LanguageModel& model) { gradients = parameters_of(trainer->backend(), model); });
+    const auto result = trainer->step(1e-3f, batches, {.gradients_ready = [&](LanguageModel& model) {
+                                        gradients = parameters_of(trainer->backend(), model);
+                                      }});
     return std::pair(result, gradients);
   };
   const auto [split, split_gradients] = gradients_of({source.at(0), source.at(1)});
@@ -141,8 +157,9 @@ TEST_F(TrainerTest, ANanInAGradientLeavesTheWeightsUntouched) {
     return all;
   };
   const auto before = values();
-  const std::string message =
-      error_message(ErrorKind::non_finite, [&] { trainer->step(1e-3f, std::span(&batch, 1), inject_nan); });
+  const std::string message = error_message(ErrorKind::non_finite, [&] {
+    trainer->step(1e-3f, std::span(&batch, 1), {.gradients_ready = inject_nan});
+  });
   EXPECT_TRUE(contains(message, "step 2: loss ")) << message;
   EXPECT_TRUE(contains(message, "gradient norm nan")) << message;
   EXPECT_TRUE(contains(message, "Hint")) << message;

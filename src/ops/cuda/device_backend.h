@@ -162,6 +162,7 @@ class DeviceBackend final : public Backend {
   void adamw(const AdamWStep& step, const Tensor& norm, float max_norm,
              std::span<const AdamWTensor> tensors) override;
   void refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) override;
+  void refuse_non_finite(const Tensor& values, const Tensor& norm) override;
   void gather(std::span<const Tensor> sources, const Tensor& destination) override;
   void update_scales(std::span<const ScaleUpdate> updates) override;
 

@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "ops/cuda/device_backend.h"
+#include "ops/cuda/faults.cuh"
 #include "ops/cuda/matrix.cuh"
 #include "ops/cuda/reduce.cuh"
 
@@ -7,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kStretch = 1 << 15;  // elements per block of threads
+constexpr unsigned kNan = 0x7FC00000u;
 
 /// Several tensors as one list of stretches; small enough to be a kernel's parameter.
 struct Stretches {
@@ -52,11 +56,19 @@ __device__ long long non_finite_casts(const long long* counters, std::int64_t sl
 }
 
 __global__ void __launch_bounds__(kThreads)
-    refuse_norm(const long long* before, std::int64_t slots_before, const long long* after,
-                std::int64_t slots_after, float* norm) {
+    refuse_norm_for_casts(const long long* before, std::int64_t slots_before, const long long* after,
+                          std::int64_t slots_after, float* norm) {
   const long long more = non_finite_casts(after, slots_after) - non_finite_casts(before, slots_before);
   const long long sum = block_reduce<kThreads>(more, Add{});
-  if (threadIdx.x == 0 && sum != 0) *norm = __uint_as_float(0x7FC00000u);
+  if (threadIdx.x == 0 && sum != 0) *norm = __uint_as_float(kNan);
+}
+
+/// Whoever finds a reason writes what all others would.
+__global__ void __launch_bounds__(kThreads)
+    refuse_norm_for_values(const float* values, std::int64_t count, const int* faults, float* norm) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const bool refused = index < kFaultKinds && faults[index] != kNoFault;
+  if (refused || (index < count && !(fabsf(values[index]) < HUGE_VALF))) *norm = __uint_as_float(kNan);
 }
 
 /// Takes tensors from the front, as many as fit one launch.
@@ -95,8 +107,15 @@ void DeviceBackend::global_norm(std::span<const Tensor> tensors, const Tensor& r
 
 void DeviceBackend::refuse_non_finite_casts(const Tensor& before, const Tensor& after, const Tensor& norm) {
   check_refuse_non_finite_casts(before, after, norm);
-  launch("refuse_non_finite_casts", refuse_norm, {1, kThreads}, stream(), before.data<long long>(),
+  launch("refuse_non_finite_casts", refuse_norm_for_casts, {1, kThreads}, stream(), before.data<long long>(),
          before.rows(), after.data<long long>(), after.rows(), norm.data<float>());
+}
+
+void DeviceBackend::refuse_non_finite(const Tensor& values, const Tensor& norm) {
+  check_refuse_non_finite(values, norm);
+  const std::int64_t threads = std::max<std::int64_t>(values.elements(), kFaultKinds);
+  launch("refuse_non_finite", refuse_norm_for_values, {blocks_for(threads, kThreads), kThreads}, stream(),
+         values.data<float>(), values.elements(), faults_.data<int>(), norm.data<float>());
 }
 
 }  // namespace quaver::cuda
