@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/cpu/cpu_backend.h"
+#include "ops/cpu/kernels/gemm.h"
 #include "ops/cpu/levels.h"
 #include "ops/gemm_support.h"
 #include "ops/pointwise_support.h"
@@ -21,15 +23,33 @@ namespace {
 using namespace testing;
 
 struct LevelBackend {
-  cpu::Level level;
+  std::string name;
   std::shared_ptr<Backend> backend;
 };
+
+/// Of a level whose products of few rows are `few_rows` on any processor.
+std::shared_ptr<Backend> backend_with(const cpu::FewRowsKernels* few_rows, int threads, cpu::Level level) {
+  struct Tables {
+    cpu::GemmKernels gemm;
+    cpu::Kernels kernels;
+  };
+  const auto tables = std::make_shared<Tables>(Tables{*cpu::kernels_of(level).gemm, cpu::kernels_of(level)});
+  tables->gemm.few_rows = tables->gemm.few_rows_by_pairs = few_rows;
+  tables->kernels.gemm = &tables->gemm;
+  const auto backend = std::make_shared<CpuBackend>(threads, level, tables->kernels);
+  return {backend.get(), [tables, backend](Backend*) {}};  // the tables live as long as the backend
+}
 
 std::vector<LevelBackend> all_levels(int threads) {
   std::vector<LevelBackend> backends;
   for (cpu::Level level : cpu::supported_levels()) {
-    const testing::IsaScope scope{std::string(cpu::name_of(level))};
-    backends.push_back({level, make_backend("cpu", threads)});
+    const std::string name(cpu::name_of(level));
+    const testing::IsaScope scope{name};
+    backends.push_back({name, make_backend("cpu", threads)});
+    const cpu::GemmKernels& gemm = *cpu::kernels_of(level).gemm;
+    if (!gemm.few_rows) continue;
+    backends.push_back({name + ", few rows by numbers", backend_with(gemm.few_rows, threads, level)});
+    backends.push_back({name + ", few rows by pairs", backend_with(gemm.few_rows_by_pairs, threads, level)});
   }
   return backends;
 }
@@ -39,13 +59,13 @@ class GemmTest : public ::testing::Test {
   void expect_reference_bits(const Case& c) { expect_reference_bits(c, inputs_of(*reference_, c)); }
   void expect_reference_bits(const Case& c, const Inputs& inputs) {
     const std::vector<std::uint32_t> expected = product(*reference_, c, inputs);
-    for (const auto& [level, backend] : levels_) {
+    for (const auto& [name, backend] : levels_) {
       const std::vector<std::uint32_t> found = product(*backend, c, inputs);
       ASSERT_EQ(found.size(), expected.size());
       for (std::size_t i = 0; i < found.size(); ++i) {
         ASSERT_EQ(found[i], expected[i])
-            << cpu::name_of(level) << ": " << describe(c) << ", row " << i / static_cast<std::size_t>(c.n)
-            << " column " << i % static_cast<std::size_t>(c.n);
+            << name << ": " << describe(c) << ", row " << i / static_cast<std::size_t>(c.n) << " column "
+            << i % static_cast<std::size_t>(c.n);
       }
     }
   }
@@ -222,8 +242,8 @@ TEST_F(GemmTest, FlushesAResultThatOnlyDenormalRoundingWouldMakeNormal) {
     inputs.a.values.data<bf16>()[k] = to_bf16(a[k]);
     inputs.b.values.data<bf16>()[k] = to_bf16(b[k]);
   }
-  for (const auto& [level, backend] : levels_) {
-    EXPECT_EQ(product(*backend, c, inputs), std::vector<std::uint32_t>{0}) << cpu::name_of(level);
+  for (const auto& [name, backend] : levels_) {
+    EXPECT_EQ(product(*backend, c, inputs), std::vector<std::uint32_t>{0}) << name;
   }
   EXPECT_EQ(product(*reference_, c, inputs), std::vector<std::uint32_t>{0}) << "reference";
 }
@@ -261,7 +281,7 @@ TEST_F(GemmTest, AnEmptyOutputIsNoError) {
   for (const Size& size : {Size{0, 3, 4}, Size{3, 0, 4}}) {
     const Case c{.m = size.m, .n = size.n, .k = size.k};
     const Inputs inputs = inputs_of(*reference_, c);
-    for (const auto& [level, backend] : levels_) EXPECT_TRUE(product(*backend, c, inputs).empty());
+    for (const auto& [name, backend] : levels_) EXPECT_TRUE(product(*backend, c, inputs).empty());
   }
 }
 
@@ -278,7 +298,7 @@ TEST_F(GemmTest, ThreadsDoNotChangeBits) {
       const std::vector<LevelBackend> several = all_levels(threads);
       for (std::size_t i = 0; i < one.size(); ++i) {
         EXPECT_EQ(product(*several[i].backend, c, inputs), product(*one[i].backend, c, inputs))
-            << threads << " threads, " << cpu::name_of(one[i].level) << ": " << describe(c);
+            << threads << " threads, " << one[i].name << ": " << describe(c);
       }
     }
   }
@@ -301,12 +321,12 @@ TEST_F(GemmTest, F32StaysWithinTheBoundOfSummation) {
       }
       const std::vector<std::uint32_t> expected = product(*reference_, c, inputs),
                                        sums = product(*reference_, c, absolute);
-      for (const auto& [level, backend] : levels_) {
+      for (const auto& [name, backend] : levels_) {
         const std::vector<std::uint32_t> found = product(*backend, c, inputs);
         for (std::size_t i = 0; i < found.size(); ++i) {
           const float bound = 2 * static_cast<float>(size.k) * 0x1p-23f * std::bit_cast<float>(sums[i]);
           ASSERT_NEAR(std::bit_cast<float>(found[i]), std::bit_cast<float>(expected[i]), bound)
-              << cpu::name_of(level) << ": " << describe(c);
+              << name << ": " << describe(c);
         }
       }
     }
@@ -314,7 +334,7 @@ TEST_F(GemmTest, F32StaysWithinTheBoundOfSummation) {
 }
 
 TEST_F(GemmTest, LeavesTheColumnsBesideTheOutputAlone) {
-  for (const auto& [level, backend] : levels_) {
+  for (const auto& [name, backend] : levels_) {
     const Case c{.out = DType::bf16, .m = 9, .n = 21, .k = 5};
     const Inputs inputs = inputs_of(*backend, c);
     const Tensor wide = backend->allocate(DType::bf16, {c.m, c.n + 4});
@@ -323,7 +343,7 @@ TEST_F(GemmTest, LeavesTheColumnsBesideTheOutputAlone) {
     const std::vector<float> values = download(*backend, wide);
     for (std::int64_t m = 0; m < c.m; ++m) {
       for (std::int64_t n : {std::int64_t{0}, std::int64_t{1}, c.n + 2, c.n + 3}) {
-        EXPECT_EQ(values[static_cast<std::size_t>(m * (c.n + 4) + n)], 5) << cpu::name_of(level);
+        EXPECT_EQ(values[static_cast<std::size_t>(m * (c.n + 4) + n)], 5) << name;
       }
     }
   }
@@ -332,7 +352,7 @@ TEST_F(GemmTest, LeavesTheColumnsBesideTheOutputAlone) {
 TEST_F(GemmTest, RefusesTwoE5m2Operands) {
   const Case c{.a = DType::e5m2, .b = DType::e5m2, .m = 2, .n = 2, .k = 2};
   const Inputs inputs = inputs_of(*reference_, c);
-  for (const auto& [level, backend] : levels_) EXPECT_THROW(product(*backend, c, inputs), Error);
+  for (const auto& [name, backend] : levels_) EXPECT_THROW(product(*backend, c, inputs), Error);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "ops/cpu/kernels/gemm.h"
+
 namespace quaver {
 
 CpuBackend::CpuBackend(int threads, Products products) : CpuBackend(threads, cpu::choose_level(), products) {}
@@ -13,7 +15,12 @@ CpuBackend::CpuBackend(int threads, cpu::Level level, Products products)
 }
 
 CpuBackend::CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernels)
-    : threads_(threads), few_rows_products_(threads_), level_(level), kernels_(kernels) {}
+    : threads_(threads),
+      few_rows_products_(threads_),
+      level_(level),
+      kernels_(kernels),
+      few_rows_(cpu::has_undivided_dot_products() ? kernels.gemm->few_rows_by_pairs
+                                                  : kernels.gemm->few_rows) {}
 
 std::string CpuBackend::describe() const {
   const bool missing = products_ == Products::fast && !unit_;

@@ -109,6 +109,7 @@ class CpuBackend : public HostBackend {
   cpu::FewRowsProducts few_rows_products_;
   cpu::Level level_;
   const cpu::Kernels& kernels_;
+  const cpu::FewRowsKernels* few_rows_;  ///< null: columns are packed for all products
   Products products_ = Products::exact;
   const cpu::MatrixUnit* unit_ = nullptr;  ///< null: the level's kernels multiply
   std::optional<LastGemm> last_gemm_;

@@ -180,8 +180,8 @@ void CpuBackend::gemm(Gemm kind, const GemmOperand& a, const GemmOperand& b, con
   const Operand columns = operand_of(operands.b, kind != Gemm::fprop);
   last_gemm_ = LastGemm{operands.a.dtype(), LastGemm::Way::in_place, operands.a.dtype() != a.dtype()};
   // With a unit too: the time of few rows is that of reading the columns.
-  if (kernels_.gemm->few_rows && kernels_.gemm->few_rows->takes(rows, columns)) {
-    return few_rows_products_.multiply(*this, *kernels_.gemm->few_rows, rows, columns, output);
+  if (few_rows_ && few_rows_->takes(rows, columns)) {
+    return few_rows_products_.multiply(*this, *few_rows_, rows, columns, output);
   }
   if (unit_ && rows.element != Element::f32) {
     last_gemm_->way = LastGemm::Way::matrix_unit;

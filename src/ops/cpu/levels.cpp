@@ -101,6 +101,14 @@ Level choose_level() {
        names_of(levels));
 }
 
+bool has_undivided_dot_products() {
+#ifdef QUAVER_X86_LEVELS
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 const Kernels& kernels_of(Level level) {
 #ifdef QUAVER_X86_LEVELS
   if (level == Level::avx2) return avx2::kernels;

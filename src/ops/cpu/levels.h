@@ -62,6 +62,10 @@ std::vector<Level> supported_levels();
 /// when that names no supported level.
 Level choose_level();
 
+/// Whether the dot product of BF16 pairs is one operation of this processor, as a fused one is: AMD's. Intel's take its operands apart by
+/// two shuffles, of which they start one wide one a cycle.
+bool has_undivided_dot_products();
+
 /// `level` must be one that this build has.
 const Kernels& kernels_of(Level level);
 

@@ -31,12 +31,6 @@ struct ColumnWords {
   alignas(64) ColumnWord word[kLineWords];
 };
 
-/// Columns of a tile where they stand, each `bytes` long. Nothing beyond them is read: it counts as zeros.
-struct ColumnBytes {
-  const std::uint8_t* data;
-  std::int64_t stride, count, bytes;
-};
-
 /// Groups of four columns of a vector, which are transposed together; while all are, as many words are multiplied.
 constexpr int kGroups = kVector / 4;
 static_assert(kGroups * kFewRowsVectors == kLineWords);
@@ -133,15 +127,21 @@ void multiply_few_rows(const FewRowsTile& tile) {
   StoreOutput{tile.out, 0, tile.begin, Rows, columns.count}.finish(sum);
 }
 
-/// Units of a row of BF16 numbers are pairs, units of a row of FP8 numbers are FP32 numbers, up to a whole vector.
+/// Rows of pairs are as GemmKernels has rows that stand one after the other.
+inline std::int64_t few_rows_stride_of_pairs(const Operand& rows) {
+  return row_stride(rows.element, rows.contraction);
+}
+inline void pack_few_rows_as_pairs(const Operand& rows, float* packed) {
+  pack_row_pairs_in_turn(rows, 0, rows.lanes, packed, few_rows_stride_of_pairs(rows));
+}
+
+/// For Fp8Words, units of a row of FP8 numbers are FP32 numbers, up to a whole vector.
 inline std::int64_t few_rows_stride(const Operand& rows) {
   return row_stride(rows.element == Element::bf16 ? Element::bf16 : Element::f32, rows.contraction);
 }
-
-/// All rows one after the other, few_rows_stride floats apart.
 inline void pack_few_rows(const Operand& rows, float* packed) {
+  if (rows.element == Element::bf16) return pack_few_rows_as_pairs(rows, packed);
   const std::int64_t stride = few_rows_stride(rows);
-  if (rows.element == Element::bf16) return pack_row_pairs_in_turn(rows, 0, rows.lanes, packed, stride);
   const Fp8Pairs source(rows);
   for (std::int64_t lane = 0; lane < rows.lanes; ++lane, packed += stride) {
     for (std::int64_t k = 0; k < rows.contraction; k += kVector) {

@@ -19,10 +19,26 @@ constexpr int kFewRowsVectors = 4;  ///< of 16 columns, multiplied in turn
 constexpr std::int64_t kFewRowsColumns = kFewRowsVectors * kVector;
 constexpr std::int64_t kLineBytes = 64, kWordBytes = 4, kLineWords = kLineBytes / kWordBytes;
 
+/// Columns of a tile where they stand, each `bytes` long. Nothing beyond them is read: it counts as zeros.
+struct ColumnBytes {
+  const std::uint8_t* data;
+  std::int64_t stride, count, bytes;
+};
+
 /// The same word of all columns of a tile.
 using ColumnWord = __m512i[kFewRowsVectors];
 template <int Rows>
 using FewRowsSums = Vector[Rows][kFewRowsVectors];
+
+/// Of four columns, in each 128 bits: word j of all four to [j].
+[[gnu::always_inline]] inline void transpose_words(__m512i (&x)[4]) {
+  const __m512i t[] = {_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]),
+                       _mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3])};
+  x[0] = _mm512_unpacklo_epi64(t[0], t[2]);
+  x[1] = _mm512_unpackhi_epi64(t[0], t[2]);
+  x[2] = _mm512_unpacklo_epi64(t[1], t[3]);
+  x[3] = _mm512_unpackhi_epi64(t[1], t[3]);
+}
 
 /// Pairs of BF16 numbers.
 class Bf16Words {
@@ -31,15 +47,7 @@ class Bf16Words {
 
   explicit Bf16Words(Element) {}
 
-  /// Of four columns, in each 128 bits: word j of all four to [j].
-  [[gnu::always_inline]] static void transpose(__m512i (&x)[4]) {
-    const __m512i t[] = {_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]),
-                         _mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3])};
-    x[0] = _mm512_unpacklo_epi64(t[0], t[2]);
-    x[1] = _mm512_unpackhi_epi64(t[0], t[2]);
-    x[2] = _mm512_unpacklo_epi64(t[1], t[3]);
-    x[3] = _mm512_unpackhi_epi64(t[1], t[3]);
-  }
+  [[gnu::always_inline]] static void transpose(__m512i (&x)[4]) { transpose_words(x); }
 
   /// Adds the products of a word and the rows' units from `step` on; calls between(v) before each vector.
   template <int Rows, class Between>
@@ -60,7 +68,7 @@ class Bf16Words {
 };
 
 /// Four FP8 codes, as FP32 numbers. Their products are exact, so fused operations have the bits of the dot product of pairs, which
-/// needs two shuffles to take its operands apart.
+/// on Intel's processors needs two shuffles to take its operands apart.
 class Fp8Words {
  public:
   static constexpr int kElementBytes = 1, kUnits = 4;  ///< FP32 numbers of a row that go with a word

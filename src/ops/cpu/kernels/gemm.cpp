@@ -1,10 +1,13 @@
 #include "ops/cpu/kernels/gemm.h"
 
+#include <type_traits>
+
 #include "ops/cpu/kernels/microkernel.h"
 #include "ops/cpu/kernels/pack.h"
 #include "ops/cpu/kernels/store_output.h"
 #if defined(__AVX512BF16__)
 #include "ops/cpu/kernels/few_rows.h"
+#include "ops/cpu/kernels/few_rows_pieces.h"
 #endif
 
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
@@ -69,23 +72,32 @@ void multiply_tile(const GemmTile& tile) {
 
 #if defined(__AVX512BF16__)
 
-template <class Words>
-void multiply_few_rows(const FewRowsTile& tile) {
-  switch (tile.row_count) {
+template <class Multiply>
+void with_row_count(std::int64_t rows, const Multiply& multiply) {
+  switch (rows) {
     case 1:
-      return multiply_few_rows<Words, 1>(tile);
+      return multiply(std::integral_constant<int, 1>());
     case 2:
-      return multiply_few_rows<Words, 2>(tile);
+      return multiply(std::integral_constant<int, 2>());
     case 3:
-      return multiply_few_rows<Words, 3>(tile);
+      return multiply(std::integral_constant<int, 3>());
     default:
-      return multiply_few_rows<Words, kMostFewRows>(tile);
+      return multiply(std::integral_constant<int, kMostFewRows>());
   }
 }
 
-void multiply_few_rows_of_any(const FewRowsTile& tile) {
-  if (tile.columns.element == Element::bf16) return multiply_few_rows<Bf16Words>(tile);
-  multiply_few_rows<Fp8Words>(tile);
+void multiply_few_rows_by_numbers(const FewRowsTile& tile) {
+  with_row_count(tile.row_count, [&](auto rows) {
+    tile.columns.element == Element::bf16 ? multiply_few_rows<Bf16Words, rows()>(tile)
+                                          : multiply_few_rows<Fp8Words, rows()>(tile);
+  });
+}
+
+void multiply_few_rows_by_pairs(const FewRowsTile& tile) {
+  with_row_count(tile.row_count, [&](auto rows) {
+    tile.columns.element == Element::bf16 ? multiply_few_rows<Bf16Words, rows()>(tile)
+                                          : multiply_few_rows_of_codes<rows()>(tile);
+  });
 }
 
 bool takes_few_rows(const Operand& rows, const Operand& columns) {
@@ -93,17 +105,24 @@ bool takes_few_rows(const Operand& rows, const Operand& columns) {
          columns.element != Element::f32;
 }
 
-constexpr FewRowsKernels kFewRowsKernels = {
+constexpr FewRowsKernels kFewRowsOfNumbers = {
     .columns = kFewRowsColumns,
     .takes = takes_few_rows,
     .row_stride = few_rows_stride,
     .pack_rows = pack_few_rows,
-    .multiply = multiply_few_rows_of_any,
+    .multiply = multiply_few_rows_by_numbers,
 };
-constexpr const FewRowsKernels* kFewRows = &kFewRowsKernels;
+constexpr FewRowsKernels kFewRowsOfPairs = {
+    .columns = kFewRowsColumns,
+    .takes = takes_few_rows,
+    .row_stride = few_rows_stride_of_pairs,
+    .pack_rows = pack_few_rows_as_pairs,
+    .multiply = multiply_few_rows_by_pairs,
+};
+constexpr const FewRowsKernels *kNumbers = &kFewRowsOfNumbers, *kPairs = &kFewRowsOfPairs;
 
 #else
-constexpr const FewRowsKernels* kFewRows = nullptr;
+constexpr const FewRowsKernels *kNumbers = nullptr, *kPairs = nullptr;
 
 #endif
 
@@ -117,7 +136,8 @@ const GemmKernels gemm_kernels = {
     .pack_rows = pack_rows,
     .pack_columns = pack_columns,
     .multiply = multiply_tile,
-    .few_rows = kFewRows,
+    .few_rows = kNumbers,
+    .few_rows_by_pairs = kPairs,
 };
 
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL

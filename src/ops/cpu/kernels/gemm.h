@@ -73,7 +73,7 @@ struct FewRowsKernels {
   std::int64_t columns;  ///< of a tile, at most
   bool (*takes)(const Operand& rows, const Operand& columns);
   std::int64_t (*row_stride)(const Operand& rows);
-  /// All rows one after the other, row_stride units apart: pairs of BF16 numbers, FP8 numbers one by one.
+  /// All rows one after the other, row_stride units apart: pairs of BF16 numbers; FP8 numbers as pairs or one by one.
   void (*pack_rows)(const Operand& rows, float* packed);
   void (*multiply)(const FewRowsTile& tile);
 };
@@ -94,7 +94,8 @@ struct GemmKernels {
   /// Packs lanes [begin, end) as one group of columns, which a tile then uses as a whole.
   void (*pack_columns)(const Operand& source, std::int64_t begin, std::int64_t end, float* packed);
   void (*multiply)(const GemmTile& tile);
-  const FewRowsKernels* few_rows;  ///< null at levels that pack the columns of all products
+  /// Null at levels that pack the columns of all products. By pairs, FP8 numbers are multiplied two at a time, to the same bits.
+  const FewRowsKernels *few_rows, *few_rows_by_pairs;
 };
 
 namespace baseline {
