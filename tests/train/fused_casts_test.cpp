@@ -91,7 +91,15 @@ class FusedCasts : public ::testing::TestWithParam<std::string> {
   TemporaryFolder folder;
   RunConfig config;
 };
-INSTANTIATE_TEST_SUITE_P(Backends, FusedCasts, ::testing::ValuesIn(testing::test_backends()));
+
+std::vector<std::string> all_but_the_emulation() {
+  std::vector<std::string> backends = testing::test_backends();
+  std::erase(backends, "emulation");
+  return backends;
+}
+INSTANTIATE_TEST_SUITE_P(Backends, FusedCasts, ::testing::ValuesIn(all_but_the_emulation()));
+// Minutes under the sanitizers, where the tests of operations have seen every one of these kernels.
+INSTANTIATE_TEST_SUITE_P(SlowBackends, FusedCasts, ::testing::Values("emulation"));
 
 // A layer's down_proj and out_proj, and two parts of qkv_proj: the gate's, and that of the heads.
 TEST_P(FusedCasts, OfPackedProjections) {
