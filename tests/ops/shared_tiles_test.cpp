@@ -54,8 +54,8 @@ TEST(SharedTilesTest, TheFirstIsWhatAThreadTakesFirst) {
     for (std::int64_t tiles = 1; tiles <= 7; ++tiles) {
       for (int thread = 0; thread < threads; ++thread) {
         const auto first = SharedTiles::first(tiles, threads, thread);
-        if (first)
-          EXPECT_EQ(*first, SharedTiles(tiles, threads).take(thread)->tile) << threads << " " << thread;
+        if (!first) continue;
+        EXPECT_EQ(*first, SharedTiles(tiles, threads).take(thread)->tile) << threads << " " << thread;
       }
     }
   }
