@@ -91,7 +91,7 @@ Trainer::Resolved Trainer::resolve_fp8_auto(const std::shared_ptr<Backend>& back
   return {std::move(config), std::move(measured)};
 }
 
-StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches, const During& during) {
+StepResult Trainer::step(float lr, std::span<const HostBatch> micro_batches, const DuringStep& during) {
   // Nothing is read on the host before all of the step is under way.
   casts_.begin();
   scales_.take();

@@ -28,6 +28,14 @@ struct StepResult {
   std::string skipped;      ///< why nothing was updated; empty: it was
 };
 
+/// What somebody does in the middle of a step; either may be absent.
+struct DuringStep {
+  /// Between the last backward and the update.
+  std::function<void(LanguageModel&)> gradients_ready = {};
+  /// While a device has all of the step to do, and the host would wait.
+  std::function<void()> handed_out = {};
+};
+
 /// Of [train] and [optimizer].
 AdamW::Options optimizer_options(const RunConfig& config);
 
@@ -37,16 +45,10 @@ class Trainer {
   /// tokens.
   Trainer(std::shared_ptr<Backend> backend, const RunConfig& config);
 
-  /// What somebody does in the middle of a step; either may be absent.
-  struct During {
-    std::function<void(LanguageModel&)> gradients_ready;  ///< between the last backward and the update
-    std::function<void()> handed_out;  ///< while a device has all of the step to do, and the host would wait
-  };
-
   /// One optimizer step over micro-batches whose targets all weigh the same. When a loss, the gradient norm or a number that was cast to FP8
   /// is not finite, weights, moments, scales and histories stay as they were, bit for bit; then train.nonfinite
   /// decides: "stop" throws Error(non_finite), "skip" returns why.
-  StepResult step(float lr, std::span<const HostBatch> micro_batches, const During& during = {});
+  StepResult step(float lr, std::span<const HostBatch> micro_batches, const DuringStep& during = {});
 
   /// The validation loss; leaves no trace in the FP8 state.
   LossSum evaluate(const ValidationBatches& batches);
