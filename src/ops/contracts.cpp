@@ -438,7 +438,6 @@ void check_refuse_non_finite_casts(const Tensor& before, const Tensor& after, co
 void check_refuse_non_finite(const Tensor& values, const Tensor& norm) {
   const Operands operands("refuse_non_finite");
   operands.expect(norm, "norm", DType::f32, {1});
-  require(values.defined(), "refuse_non_finite: values are absent");
   operands.expect_contiguous(values, "values", DType::f32, values.shape());
 }
 

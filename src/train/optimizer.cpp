@@ -2,6 +2,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 
 #include "base/random.h"
 #include "quaver/backend.h"
@@ -100,12 +101,13 @@ void AdamW::begin_step(float lr, const NormCheck& check) {
 }
 
 float AdamW::end_step() {
+  const std::vector<WeightCopies> copies = std::exchange(copies_, {});
   const float norm = download(backend_, norm_).front();
   if (!accepts(norm)) return norm;
   ++steps_;
   drop_gradients();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (entries_[i].reader) entries_[i].reader->weight_copied_ahead(copies_[i]);
+    if (entries_[i].reader) entries_[i].reader->weight_copied_ahead(copies[i]);
   }
   return norm;
 }

@@ -34,7 +34,7 @@ std::shared_ptr<Backend> backend_with(const cpu::FewRowsKernels* few_rows, int t
     cpu::Kernels kernels;
   };
   const auto tables = std::make_shared<Tables>(Tables{*cpu::kernels_of(level).gemm, cpu::kernels_of(level)});
-  tables->gemm.few_rows = tables->gemm.few_rows_by_pairs = few_rows;
+  tables->gemm.few_rows_by_numbers = tables->gemm.few_rows_by_pairs = few_rows;
   tables->kernels.gemm = &tables->gemm;
   const auto backend = std::make_shared<CpuBackend>(threads, level, tables->kernels);
   return {backend.get(), [tables, backend](Backend*) {}};  // the tables live as long as the backend
@@ -47,8 +47,9 @@ std::vector<LevelBackend> all_levels(int threads) {
     const testing::IsaScope scope{name};
     backends.push_back({name, make_backend("cpu", threads)});
     const cpu::GemmKernels& gemm = *cpu::kernels_of(level).gemm;
-    if (!gemm.few_rows) continue;
-    backends.push_back({name + ", few rows by numbers", backend_with(gemm.few_rows, threads, level)});
+    if (!gemm.few_rows_by_numbers) continue;
+    backends.push_back(
+        {name + ", few rows by numbers", backend_with(gemm.few_rows_by_numbers, threads, level)});
     backends.push_back({name + ", few rows by pairs", backend_with(gemm.few_rows_by_pairs, threads, level)});
   }
   return backends;

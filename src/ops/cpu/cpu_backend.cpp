@@ -20,7 +20,7 @@ CpuBackend::CpuBackend(int threads, cpu::Level level, const cpu::Kernels& kernel
       level_(level),
       kernels_(kernels),
       few_rows_(cpu::has_undivided_dot_products() ? kernels.gemm->few_rows_by_pairs
-                                                  : kernels.gemm->few_rows) {}
+                                                  : kernels.gemm->few_rows_by_numbers) {}
 
 std::string CpuBackend::describe() const {
   const bool missing = products_ == Products::fast && !unit_;

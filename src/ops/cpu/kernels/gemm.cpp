@@ -86,17 +86,16 @@ void with_row_count(std::int64_t rows, const Multiply& multiply) {
   }
 }
 
-void multiply_few_rows_by_numbers(const FewRowsTile& tile) {
+/// FP8 numbers by pairs, or one by one.
+template <bool kByPairs>
+void multiply_few_rows_of_any(const FewRowsTile& tile) {
   with_row_count(tile.row_count, [&](auto rows) {
-    tile.columns.element == Element::bf16 ? multiply_few_rows<Bf16Words, rows()>(tile)
-                                          : multiply_few_rows<Fp8Words, rows()>(tile);
-  });
-}
-
-void multiply_few_rows_by_pairs(const FewRowsTile& tile) {
-  with_row_count(tile.row_count, [&](auto rows) {
-    tile.columns.element == Element::bf16 ? multiply_few_rows<Bf16Words, rows()>(tile)
-                                          : multiply_few_rows_of_codes<rows()>(tile);
+    if (tile.columns.element == Element::bf16) return multiply_few_rows<Bf16Words, rows()>(tile);
+    if constexpr (kByPairs) {
+      multiply_few_rows_of_codes<rows()>(tile);
+    } else {
+      multiply_few_rows<Fp8Words, rows()>(tile);
+    }
   });
 }
 
@@ -110,14 +109,14 @@ constexpr FewRowsKernels kFewRowsOfNumbers = {
     .takes = takes_few_rows,
     .row_stride = few_rows_stride,
     .pack_rows = pack_few_rows,
-    .multiply = multiply_few_rows_by_numbers,
+    .multiply = multiply_few_rows_of_any<false>,
 };
 constexpr FewRowsKernels kFewRowsOfPairs = {
     .columns = kFewRowsColumns,
     .takes = takes_few_rows,
     .row_stride = few_rows_stride_of_pairs,
     .pack_rows = pack_few_rows_as_pairs,
-    .multiply = multiply_few_rows_by_pairs,
+    .multiply = multiply_few_rows_of_any<true>,
 };
 constexpr const FewRowsKernels *kNumbers = &kFewRowsOfNumbers, *kPairs = &kFewRowsOfPairs;
 
@@ -136,7 +135,7 @@ const GemmKernels gemm_kernels = {
     .pack_rows = pack_rows,
     .pack_columns = pack_columns,
     .multiply = multiply_tile,
-    .few_rows = kNumbers,
+    .few_rows_by_numbers = kNumbers,
     .few_rows_by_pairs = kPairs,
 };
 

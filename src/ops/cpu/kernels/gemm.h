@@ -94,8 +94,8 @@ struct GemmKernels {
   /// Packs lanes [begin, end) as one group of columns, which a tile then uses as a whole.
   void (*pack_columns)(const Operand& source, std::int64_t begin, std::int64_t end, float* packed);
   void (*multiply)(const GemmTile& tile);
-  /// Null at levels that pack the columns of all products. By pairs, FP8 numbers are multiplied two at a time, to the same bits.
-  const FewRowsKernels *few_rows, *few_rows_by_pairs;
+  /// Null at levels that pack the columns of all products. FP8 numbers are multiplied one by one or by pairs, to the same bits.
+  const FewRowsKernels *few_rows_by_numbers, *few_rows_by_pairs;
 };
 
 namespace baseline {

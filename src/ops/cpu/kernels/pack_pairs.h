@@ -107,13 +107,12 @@ class CodeBytes {
   [[gnu::always_inline]] __m512i high(__m512i codes) const {
     return _mm512_permutex2var_epi8(high_[0], codes, high_[1]);
   }
-  [[gnu::always_inline]] __m512i signed_high(__m512i codes) const {
-    return _mm512_ternarylogic_epi32(high(codes), codes, _mm512_set1_epi8(static_cast<char>(0x80)),
-                                     0xF8);  // m | c & sign
-  }
   /// With their signs.
   [[gnu::always_inline]] Widened widen(__m512i codes) const {
-    const __m512i lower_bytes = low(codes), upper_bytes = signed_high(codes);
+    const __m512i lower_bytes = low(codes);
+    const __m512i upper_bytes =
+        _mm512_ternarylogic_epi32(high(codes), codes, _mm512_set1_epi8(static_cast<char>(0x80)),
+                                  0xF8);  // m | c & sign
     return {_mm512_unpacklo_epi8(lower_bytes, upper_bytes), _mm512_unpackhi_epi8(lower_bytes, upper_bytes)};
   }
 
