@@ -50,6 +50,8 @@ struct ModelConfig {
   float rope_fraction = 1;   ///< share of every head that is rotated; times head_dim a positive even number
 
   Activation mlp = Activation::swiglu;
+  /// One GEMM for the feed-forward's gate and up (TOML: gate_up = "packed"), or one each ("separate"). gelu has but one.
+  bool packed_gate_up = false;
   Recompute recompute = Recompute::none;  ///< for memory; changes no bit of any result
 
   bool qkv_bias = false;   ///< biases of q, k and v
@@ -70,6 +72,9 @@ void validate(const ModelConfig& config);
 
 /// Features of the attention gate's projection: 0, heads, or heads * head_dim.
 std::int64_t gate_features(const ModelConfig& config);
+
+/// Projections of the feed-forward's input: 2, or 1 where the activation has no gate operand.
+std::int64_t feed_forward_inputs(const ModelConfig& config);
 
 /// Elements of all parameters; a tied lm_head counts once.
 std::int64_t parameter_count(const ModelConfig& config);

@@ -8,23 +8,37 @@
 namespace quaver {
 namespace {
 
-/// One of the projections that stand in the rows of qkv_proj.
+/// One of the projections that stand in the rows of a packed one.
 struct Part {
   const char* name;
   std::int64_t rows;
   bool has_bias;
 };
+struct PackedLinear {
+  std::string module, name;  ///< of "blocks.0.attention.qkv_proj": "blocks.0.attention." and "qkv_proj"
+  std::vector<Part> parts;
+};
 
-std::vector<Part> parts_of(const ModelConfig& config) {
+std::vector<Part> qkv_parts(const ModelConfig& config) {
   const std::int64_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
   std::vector<Part> parts{
       {"q_proj", q, config.qkv_bias}, {"k_proj", kv, config.qkv_bias}, {"v_proj", kv, config.qkv_bias}};
   if (config.gate != GateKind::none) parts.push_back({"gate_proj", gate_features(config), config.gate_bias});
   return parts;
 }
+std::vector<Part> gate_up_parts(const ModelConfig& config) {
+  return {{"gate_proj", config.ffn_width, config.mlp_bias}, {"up_proj", config.ffn_width, config.mlp_bias}};
+}
 
-std::string attention_name(std::int64_t layer) {
-  return "blocks." + std::to_string(layer) + ".attention.";
+std::vector<PackedLinear> packed_linears(const ModelConfig& config) {
+  const bool packs_gate_up = config.packed_gate_up && feed_forward_inputs(config) == 2;
+  std::vector<PackedLinear> packed;
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    const std::string block = "blocks." + std::to_string(layer);
+    if (config.packed_qkv) packed.push_back({block + ".attention.", "qkv_proj", qkv_parts(config)});
+    if (packs_gate_up) packed.push_back({block + ".mlp.", "gate_up_proj", gate_up_parts(config)});
+  }
+  return packed;
 }
 
 /// The next `rows` rows of `from`, which begin at `begin`.
@@ -47,30 +61,25 @@ void append_rows(FloatArray& to, const FloatArray& part) {
   to.values.insert(to.values.end(), part.values.begin(), part.values.end());
 }
 
-void take_apart(const ModelConfig& config, FloatArrays& arrays) {
-  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string name = attention_name(layer);
-    const auto weight = arrays.extract(name + "qkv_proj.weight"),
-               bias = arrays.extract(name + "qkv_proj.bias");
-    std::size_t weight_at = 0, bias_at = 0;
-    for (const Part& part : parts_of(config)) {
-      arrays[name + part.name + ".weight"] = take_rows(weight.mapped(), part.rows, weight_at);
-      if (part.has_bias) arrays[name + part.name + ".bias"] = take_rows(bias.mapped(), part.rows, bias_at);
-    }
+void take_apart(const PackedLinear& packed, FloatArrays& arrays) {
+  const auto weight = arrays.extract(packed.module + packed.name + ".weight"),
+             bias = arrays.extract(packed.module + packed.name + ".bias");
+  std::size_t weight_at = 0, bias_at = 0;
+  for (const Part& part : packed.parts) {
+    const std::string name = packed.module + part.name;
+    arrays[name + ".weight"] = take_rows(weight.mapped(), part.rows, weight_at);
+    if (part.has_bias) arrays[name + ".bias"] = take_rows(bias.mapped(), part.rows, bias_at);
   }
 }
 
-void put_together(const ModelConfig& config, FloatArrays& arrays) {
-  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string name = attention_name(layer);
-    for (const char* kind : {".weight", ".bias"}) {
-      FloatArray packed;
-      for (const Part& part : parts_of(config)) {
-        const auto found = arrays.extract(name + part.name + kind);
-        if (found) append_rows(packed, found.mapped());
-      }
-      if (!packed.shape.empty()) arrays[name + "qkv_proj" + kind] = std::move(packed);
+void put_together(const PackedLinear& packed, FloatArrays& arrays) {
+  for (const char* kind : {".weight", ".bias"}) {
+    FloatArray all;
+    for (const Part& part : packed.parts) {
+      const auto found = arrays.extract(packed.module + part.name + kind);
+      if (found) append_rows(all, found.mapped());
     }
+    if (!all.shape.empty()) arrays[packed.module + packed.name + kind] = std::move(all);
   }
 }
 
@@ -110,12 +119,12 @@ class Writer : public ModuleVisitor {
 FloatArrays read_parameters(LanguageModel& model) {
   Reader reader(model.backend());
   model.visit("", reader);
-  if (model.config().packed_qkv) take_apart(model.config(), reader.arrays);
+  for (const PackedLinear& packed : packed_linears(model.config())) take_apart(packed, reader.arrays);
   return std::move(reader.arrays);
 }
 
 void write_parameters(LanguageModel& model, FloatArrays arrays) {
-  if (model.config().packed_qkv) put_together(model.config(), arrays);
+  for (const PackedLinear& packed : packed_linears(model.config())) put_together(packed, arrays);
   Writer writer(model.backend(), arrays);
   model.visit("", writer);
   if (!arrays.empty()) fail(ErrorKind::data, "{}: the model has no such parameter", arrays.begin()->first);

@@ -15,10 +15,11 @@ struct FloatArray {
 };
 using FloatArrays = std::map<std::string, FloatArray>;
 
-/// Every parameter under its name, with qkv_proj taken apart into q_proj, k_proj, v_proj and gate_proj.
+/// Every parameter under its name, with qkv_proj taken apart into q_proj, k_proj, v_proj and gate_proj, and the feed-forward's
+/// gate_up_proj into gate_proj and up_proj.
 FloatArrays read_parameters(LanguageModel& model);
 
-/// The opposite: `arrays` must hold exactly the parameters of the model, q, k, v and gate apart. Throws
+/// The opposite: `arrays` must hold exactly the parameters of the model, packed ones apart. Throws
 /// Error(data).
 void write_parameters(LanguageModel& model, FloatArrays arrays);
 

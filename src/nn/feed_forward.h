@@ -14,9 +14,18 @@ class FeedForward : public Module {
  public:
   FeedForward(Backend& backend, const ModelConfig& config);
 
+  /// What the activation reads; columns of one matrix when packed: [gate | up].
+  struct Projections {
+    Tensor gate, up;  ///< gate: absent for gelu
+  };
+  /// Where their gradients are written.
+  struct Gradients {
+    Output packed;  ///< absent when separate
+    Output gate, up;
+  };
   struct Saved {
-    Linear::Saved gate_proj, up_proj, down_proj;
-    Tensor gate, up;  ///< from which backward also forms down_proj's input, where that was not kept
+    Linear::Saved gate_up_proj, gate_proj, up_proj, down_proj;
+    Projections projected;  ///< from which backward also forms down_proj's input, where that was not kept
   };
 
   /// Where the norm before the feed-forward should write.
@@ -29,10 +38,15 @@ class FeedForward : public Module {
   void visit(const std::string& name, ModuleVisitor& visitor) override;
 
  private:
+  Projections project(Context& context, const Output& x, Saved* saved);
+  Gradients make_gradients(Context& context, const Saved& saved);
+  void project_backward(Context& context, const Saved& saved, const Gradients& gradients, const Tensor& dx);
+
   Backend& backend_;
   Activation kind_;
-  Linear up_proj_;
-  std::unique_ptr<Linear> gate_proj_;  // absent for gelu
+  std::int64_t features_;                        ///< hidden ones
+  std::unique_ptr<Linear> gate_up_proj_;         // packed
+  std::unique_ptr<Linear> gate_proj_, up_proj_;  // separate; gelu has no gate_proj_
   Linear down_proj_;
 };
 

@@ -42,8 +42,7 @@ std::int64_t attention_parameters(const ModelConfig& config) {
 }
 
 std::int64_t mlp_parameters(const ModelConfig& config) {
-  const std::int64_t inputs = config.mlp == Activation::gelu ? 1 : 2;
-  return inputs * linear(config.width, config.ffn_width, config.mlp_bias) +
+  return feed_forward_inputs(config) * linear(config.width, config.ffn_width, config.mlp_bias) +
          linear(config.ffn_width, config.width, config.mlp_bias);
 }
 
@@ -77,6 +76,10 @@ std::int64_t gate_features(const ModelConfig& config) {
       return config.heads * config.head_dim;
   }
   return 0;
+}
+
+std::int64_t feed_forward_inputs(const ModelConfig& config) {
+  return config.mlp == Activation::gelu ? 1 : 2;
 }
 
 std::int64_t parameter_count(const ModelConfig& config) {

@@ -79,7 +79,7 @@ void smooth_down_proj(const std::vector<NamedLinear>& linears, const Fp8Config& 
   const Recipe recipe = fp8.make_recipe();
   bool is_product = false, casts = false, smooths = false;
   for (const auto& [name, linear] : linears) {
-    is_product = is_product || name.ends_with("mlp.gate_proj");
+    is_product = is_product || name.ends_with("mlp.gate_proj") || name.ends_with("mlp.gate_up_proj");
     if (!name.ends_with("mlp.down_proj")) continue;
     linear->smooth_input(fp8.smooth_swiglu);
     casts = casts || linear->policy()[0].fp8 || linear->policy()[2].fp8;

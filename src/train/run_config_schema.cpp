@@ -216,6 +216,8 @@ void add_model_choices(std::vector<ConfigField>& fields) {
   model.number("rope_fraction", &ModelConfig::rope_fraction, kPositiveShare,
                "share of every head that is rotated");
   model.choice("mlp", &ModelConfig::mlp, {"swiglu", "geglu", "gelu"}, "activation of the feed-forward");
+  model.choice("gate_up", &ModelConfig::packed_gate_up, {"separate", "packed"},
+               "the feed-forward's gate and up in one GEMM or one each");
   model.choice("recompute", &ModelConfig::recompute, {"none", "gated", "attention", "block"},
                "what backward computes again instead of keeping it");
   model.boolean("qkv_bias", &ModelConfig::qkv_bias, "biases of q, k and v");

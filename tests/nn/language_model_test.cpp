@@ -105,6 +105,13 @@ TEST_P(LanguageModelTest, ParametersBearTheDocumentedNames) {
   std::int64_t count = 0;
   for (const auto& [name, values] : found.values) count += static_cast<std::int64_t>(values.size());
   EXPECT_EQ(count, parameter_count(config));
+
+  config.packed_qkv = config.packed_gate_up = true;
+  LanguageModel packed_model(backend, config, 1);
+  const Collect packed = collect(packed_model);
+  for (const char* name : {"blocks.1.attention.qkv_proj.weight", "blocks.1.mlp.gate_up_proj.weight"})
+    EXPECT_TRUE(packed.values.contains(name)) << name;
+  EXPECT_EQ(packed.linears.size(), 2u * 4 + 1);
 }
 
 TEST_P(LanguageModelTest, ATiedHeadHasNoWeightOfItsOwn) {
@@ -240,7 +247,7 @@ TEST_P(LanguageModelTest, ASequencesLogitsDoNotDependOnTheBatch) {
 TEST_P(LanguageModelTest, EveryLinearRunsItsThreeGemmsInFp8) {
   for (const bool packed : {true, false}) {
     ModelConfig config = small_config();
-    config.packed_qkv = packed;
+    config.packed_qkv = config.packed_gate_up = packed;
     config.gate = GateKind::elementwise;
     config.qkv_bias = config.gate_bias = config.out_bias = config.mlp_bias = config.head_bias = true;
     LanguageModel model(backend, config, 1);

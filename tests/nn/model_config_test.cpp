@@ -106,6 +106,7 @@ TEST(ParameterCount, EveryChoiceAddsItsPart) {
   EXPECT_EQ(added([](auto& c) { c.gate = GateKind::headwise, c.gate_bias = true; }), 3 * (8 * 4 + 4));
   EXPECT_EQ(added([](auto& c) { c.gate_bias = true; }), 0);
   EXPECT_EQ(added([](auto& c) { c.packed_qkv = false; }), 0);
+  EXPECT_EQ(added([](auto& c) { c.packed_gate_up = true; }), 0);
   EXPECT_EQ(added([](auto& c) { c.qkv_bias = true; }), 3 * 48);
   EXPECT_EQ(added([](auto& c) { c.out_bias = true; }), 3 * 8);
   EXPECT_EQ(added([](auto& c) { c.mlp_bias = true; }), 3 * 28);
@@ -115,6 +116,7 @@ TEST(ParameterCount, EveryChoiceAddsItsPart) {
   EXPECT_EQ(added([](auto& c) { c.qk_norm = QkNorm::pre_rope; }), 3 * 12);
   EXPECT_EQ(added([](auto& c) { c.position = PositionKind::learned; }), 40);
   EXPECT_EQ(added([](auto& c) { c.mlp = Activation::gelu; }), -3 * 80);
+  EXPECT_EQ(added([](auto& c) { c.mlp = Activation::gelu, c.packed_gate_up = true; }), -3 * 80);
 }
 
 }  // namespace

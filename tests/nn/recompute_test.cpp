@@ -42,6 +42,7 @@ std::vector<ModelConfig> forms() {
   all[1].gate_activation = GateActivation::silu;
   all[2].gate = GateKind::elementwise;
   all[2].mlp = Activation::geglu;
+  all[2].packed_gate_up = true;
   all[2].qkv_bias = all[2].gate_bias = all[2].out_bias = all[2].mlp_bias = true;
   all[3].gate = GateKind::headwise;
   all[3].qk_norm = QkNorm::post_rope;

@@ -78,7 +78,9 @@ TEST_P(SavedMemoryTest, IsWhatTheDocumentSays) {
   forms[2].norm = NormKind::layer;
   forms[3].qk_norm = QkNorm::pre_rope;
   forms[3].mlp = Activation::geglu;
+  forms[3].packed_gate_up = true;
   forms[4].recompute = Recompute::gated;
+  forms[4].packed_gate_up = true;
   forms[5].recompute = Recompute::gated;
   forms[5].gate = GateKind::headwise;
   forms[5].packed_qkv = false;

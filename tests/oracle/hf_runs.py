@@ -15,6 +15,8 @@ VARIANTS = [
     ("LlamaForCausalLM", LLAMA, True),
     ("LlamaForCausalLM", LLAMA + ["model.qkv=separate", "model.tie_embeddings=false", "model.kv_heads=4"], True),
     ("LlamaForCausalLM", LLAMA + ["model.qkv_bias=true", "model.out_bias=true", "model.mlp_bias=true"], True),
+    ("LlamaForCausalLM", LLAMA + ["model.gate_up=packed"], True),
+    ("LlamaForCausalLM", LLAMA + ["model.qkv_bias=true", "model.out_bias=true", "model.mlp_bias=true", "model.gate_up=packed"], True),
     ("LlamaForCausalLM", LLAMA + ["model.qkv_bias=true"], False),
     ("LlamaForCausalLM", LLAMA + ["model.head_dim=12", "model.mlp=geglu", "model.rope_theta=500", "model.norm_epsilon=1e-3"], True),
     ("Qwen3ForCausalLM", QWEN3, True),

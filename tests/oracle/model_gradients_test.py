@@ -40,6 +40,8 @@ def combinations():
     yield ["model.position=learned", "model.qk_norm=pre_rope"]
     yield ["model.rope_fraction=0.5", "model.rope_theta=500"]
     yield ["model.mlp=geglu", "model.mlp_bias=true"]
+    yield ["model.mlp=geglu", "model.mlp_bias=true", "model.gate_up=packed"]
+    yield ["model.gate_up=packed"]
     yield ["model.mlp=gelu", "model.mlp_bias=true"]
     yield ["model.mlp=gelu"]
     yield ["model.out_bias=true", "model.head_bias=true"]

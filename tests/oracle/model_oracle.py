@@ -88,11 +88,13 @@ def attention(p, name, x, batch, c):
 
 
 def feed_forward(p, name, x, c):
-    up = linear(p, name + ".up_proj", x)
     if c["mlp"] == "gelu":
-        h = jax.nn.gelu(up, approximate=True)
+        h = jax.nn.gelu(linear(p, name + ".up_proj", x), approximate=True)
     else:
-        gate = linear(p, name + ".gate_proj", x)
+        if c["gate_up"] == "packed":
+            gate, up = jnp.split(linear(p, name + ".gate_up_proj", x), 2, axis=-1)
+        else:
+            gate, up = linear(p, name + ".gate_proj", x), linear(p, name + ".up_proj", x)
         h = (jax.nn.silu(gate) if c["mlp"] == "swiglu" else jax.nn.gelu(gate, approximate=True)) * up
     return linear(p, name + ".down_proj", h)
 

@@ -138,7 +138,7 @@ TEST_F(ResumeTest, EveryPrecisionGateAndRecipeGoesOnWithTheSameBits) {
                               Case{Precision::bf16, true, AmaxCompute::max, true},
                               Case{Precision::fp32, false, AmaxCompute::max, true}}) {
     config.precision = variant.precision;
-    config.model.packed_qkv = variant.packed;
+    config.model.packed_qkv = config.model.packed_gate_up = variant.packed;
     config.fp8.amax_compute_algo = variant.algo;
     config.fp8.lm_head = variant.lm_head;
     config.fp8.overrides = {{.match = "blocks.0.*", .gemms = {false, false, true}}};

@@ -41,6 +41,7 @@ products = "fast"
 [model]
 width = 48
 qkv = "separate"
+gate_up = "packed"
 gate = "headwise"
 gate_activation = "silu"
 qk_norm = "post_rope"
@@ -69,6 +70,7 @@ dir = "runs/some"
   EXPECT_EQ(config.products, Products::fast);
   EXPECT_EQ(config.model.width, 48);
   EXPECT_FALSE(config.model.packed_qkv);
+  EXPECT_TRUE(config.model.packed_gate_up);
   EXPECT_EQ(config.model.gate, GateKind::headwise);
   EXPECT_EQ(config.model.gate_activation, GateActivation::silu);
   EXPECT_EQ(config.model.qk_norm, QkNorm::post_rope);

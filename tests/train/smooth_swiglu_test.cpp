@@ -133,7 +133,10 @@ TEST_F(SmoothSwiglu, IsRefusedWhereItCouldDoNothing) {
   config.model.mlp = Activation::gelu;
   EXPECT_TRUE(contains(refusal(), "no product of two projections")) << refusal();
   config.model.mlp = Activation::geglu;
-  EXPECT_NO_THROW(Trainer(make_backend("cpu", 2), config));
+  for (const bool packed : {false, true}) {
+    config.model.packed_gate_up = packed;
+    EXPECT_NO_THROW(Trainer(make_backend("cpu", 2), config));
+  }
   config.fp8.overrides = {{.match = "*.down_proj"}};
   EXPECT_NO_THROW(Trainer(make_backend("cpu", 2), config)) << "in BF16 there is nothing to smooth";
 }
