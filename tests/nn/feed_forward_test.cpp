@@ -58,7 +58,7 @@ struct Step {
     module.visit("", found);
     fill();
 
-    Context context(backend);
+    Context context(backend, dtype);
     FeedForward::Saved saved;
     {
       const auto scope = fp8 ? std::make_unique<Autocast>(context, true) : nullptr;
