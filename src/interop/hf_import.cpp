@@ -43,8 +43,9 @@ RunConfig run_config(const HfImportOptions& options, const ModelConfig& model) {
   const RunConfig config = parse_run_config(to_toml(imported), source, options.overrides);
   require(config.run.dir == imported.run.dir, "run.dir: it is --output");
   for (const std::string& key : differing_keys(imported, config)) {
-    // The weights are laid out as the override of model.qkv says.
-    require(!describes_weights(key) || key == "model.qkv",
+    // The weights are laid out as these overrides say.
+    const bool lays_out = key == "model.qkv" || key == "model.gate_up";
+    require(!describes_weights(key) || lays_out,
             "{}: {} says what the weights are made for. Hint: leave the override out", key, source);
   }
   return config;

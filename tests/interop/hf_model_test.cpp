@@ -118,10 +118,12 @@ TEST_F(HfModelTest, OverridesMayNotContradictTheWeights) {
   EXPECT_TRUE(contains(import_refusal(ErrorKind::usage, options), "model.rope_theta"));
   options.overrides = {"run.dir=" + folder.path("elsewhere")};
   EXPECT_TRUE(contains(import_refusal(ErrorKind::usage, options), "run.dir"));
-  options.overrides = {"model.qkv=separate", "model.context=16", "precision=fp32", "train.lr=0.5"};
+  options.overrides = {"model.qkv=separate", "model.gate_up=packed", "model.context=16", "precision=fp32",
+                       "train.lr=0.5"};
   import_hf_model(options);
   const LoadedRun run = load_run(options.run);
   EXPECT_FALSE(run.config.model.packed_qkv);
+  EXPECT_TRUE(run.config.model.packed_gate_up);
   EXPECT_EQ(run.config.model.context, 16);
   EXPECT_EQ(run.config.precision, Precision::fp32);
   EXPECT_EQ(run.step, 0);

@@ -52,7 +52,7 @@ def check_variant(programs, i, class_name, overrides, exact):
     assert config["architectures"] == [class_name], what
     error = check_logits(programs, run, folder, what)
 
-    options = [o for o in overrides if o.startswith("model.qkv=")]
+    options = [o for o in overrides if o.startswith(("model.qkv=", "model.gate_up="))]
     options += ["--gate", "headwise"] if "model.gate=headwise" in overrides else []
     again = programs.import_(folder, f"import{i}", *options)
     second = hf_oracle.read_folder(programs.export(again, f"again{i}"))
