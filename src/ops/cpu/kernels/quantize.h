@@ -40,6 +40,7 @@ struct Fp8Encoder {
   i32x16 max_bits;      // of the largest finite value
   i32x16 min_exponent;  // bits of the smallest normal
   i32x16 code_offset;   // code of the smallest normal less one step of the exponent
+  i32x16 inside;        // numbers x of at most this magnitude do not saturate; -1: none is known not to
   int mantissa_bits;
 
   explicit Fp8Encoder(bool e5m2, float scale_value)
@@ -47,17 +48,28 @@ struct Fp8Encoder {
         max_bits(i32s(e5m2 ? 0x47600000 : 0x43E00000)),
         min_exponent(i32s((e5m2 ? 113 : 121) << 23)),
         code_offset(i32s(e5m2 ? 113 << 2 : 121 << 3)),
-        mantissa_bits(e5m2 ? 2 : 3) {}
+        inside(i32s(-1)),
+        mantissa_bits(e5m2 ? 2 : 3) {
+    const float most = (e5m2 ? 57340.0f : 447.9f) / scale_value;  // a little less, whatever is rounded
+    if (scale_value > 0 && scale_value < __builtin_inff() && most < __builtin_inff())
+      inside = i32s(__builtin_bit_cast(std::int32_t, most));
+  }
 
+  /// The code without its sign, given the bits of a magnitude that does not saturate.
+  [[gnu::always_inline]] i32x16 code_of(i32x16 magnitude) const {
+    const i32x16 exponent = max(magnitude & i32s(kInfBits), min_exponent);
+    const i32x16 magic = exponent + i32s((23 - mantissa_bits) << 23);
+    const i32x16 steps = bits_of(float_of_bits(magnitude) + float_of_bits(magic)) - magic;
+    return steps + ((exponent >> (23 - mantissa_bits)) - code_offset);
+  }
+  /// With the sign of a number whose bits these are.
+  [[gnu::always_inline]] static i32x16 with_sign(i32x16 code, i32x16 bits) {
+    return code | ((bits >> 24) & i32s(0x80));
+  }
   /// The code in the low 8 bits of every lane, given the bits of y = x * scale and of |y|.
   [[gnu::always_inline]] i32x16 encode(i32x16 y, i32x16 magnitude) const {
-    const i32x16 clamped = min(magnitude, max_bits);
-    const i32x16 exponent = max(clamped & i32s(kInfBits), min_exponent);
-    const i32x16 magic = exponent + i32s((23 - mantissa_bits) << 23);
-    const i32x16 steps = bits_of(float_of_bits(clamped) + float_of_bits(magic)) - magic;
-    const i32x16 code = steps + ((exponent >> (23 - mantissa_bits)) - code_offset);
-    const i32x16 signed_code = code | ((y >> 24) & i32s(0x80));
-    return select(magnitude > i32s(kInfBits), i32s(0x7F), signed_code);
+    const i32x16 code = with_sign(code_of(min(magnitude, max_bits)), y);
+    return select(magnitude > i32s(kInfBits), i32s(0x7F), code);
   }
 };
 
@@ -224,11 +236,21 @@ class Producer {
 
   [[gnu::always_inline]] i32x16 encode(f32x16 x) {
     const i32x16 x_magnitude = bits_of(x) & i32s(kAbsMask);
+    if (__builtin_expect(any(x_magnitude > encoder_.inside), 0)) return encode_any(x, x_magnitude);
+    const i32x16 code = encoder_.code_of(bits_of(float_of_bits(x_magnitude) * encoder_.scale));
+    const i32x16 zero = x_magnitude == i32s(0);
+    // Masks are -1 where true: the counts run downwards.
+    zeros_ += zero;
+    underflowed_ += (code == i32s(0)) - zero;
+    amax_ = max(amax_, x_magnitude);
+    return Fp8Encoder::with_sign(code, bits_of(x));
+  }
+  /// Of numbers that may saturate, infinities and NaN among them.
+  [[gnu::always_inline]] i32x16 encode_any(f32x16 x, i32x16 x_magnitude) {
     const i32x16 y = bits_of(x * encoder_.scale);
     const i32x16 y_magnitude = y & i32s(kAbsMask);
     const i32x16 code = encoder_.encode(y, y_magnitude);
     const i32x16 x_nan = x_magnitude > i32s(kInfBits);
-    // Masks are -1 where true: the counts run downwards.
     nan_ += x_nan;
     infinite_ += x_magnitude == i32s(kInfBits);
     zeros_ += x_magnitude == i32s(0);

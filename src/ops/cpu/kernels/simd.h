@@ -268,6 +268,24 @@ template <int N>
 
 // ---- across vectors and lanes ----
 
+/// Whether a lane of the mask is true.
+[[gnu::always_inline]] inline bool any(i32x16 mask) {
+  NativeI32 all = mask.part[0];
+#pragma GCC unroll 4
+  for (int p = 1; p < kParts; ++p) all |= mask.part[p];
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(all), reinterpret_cast<__m512i>(all)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256(reinterpret_cast<__m256i>(all), reinterpret_cast<__m256i>(all)) == 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(reinterpret_cast<__m128i>(all)) != 0;
+#else
+  std::int32_t bits = 0;
+  for (int i = 0; i < kNativeLanes; ++i) bits |= all[i];
+  return bits != 0;
+#endif
+}
+
 /// ((total + v0) + v1) + ...
 template <int N>
 [[gnu::always_inline]] inline f32x16 add_each(f32x16 total, F32<N> v) {

@@ -166,10 +166,19 @@ template <int N>
 
 /// The low bytes of the lanes.
 [[gnu::always_inline]] inline void store(i32x16 v, std::uint8_t* to, Full) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // g++ 12 takes the lanes of a conversion to bytes out one by one.
+  const i32x16 low = v & i32s(0xFF);
+  const __m256i words =
+      _mm256_packs_epi32(reinterpret_cast<__m256i>(low.part[0]), reinterpret_cast<__m256i>(low.part[1]));
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0)));
+#else
 #pragma GCC unroll 4
   for (int p = 0; p < kParts; ++p) {
     store_native(__builtin_convertvector(v.part[p], NativeU8), to + p * kNativeLanes);
   }
+#endif
 }
 
 template <typename V, typename T>
