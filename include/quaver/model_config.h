@@ -75,6 +75,8 @@ std::int64_t gate_features(const ModelConfig& config);
 
 /// Projections of the feed-forward's input: 2, or 1 where the activation has no gate operand.
 std::int64_t feed_forward_inputs(const ModelConfig& config);
+/// Whether there are two, as one GEMM.
+bool packs_gate_up(const ModelConfig& config);
 
 /// Elements of all parameters; a tied lm_head counts once.
 std::int64_t parameter_count(const ModelConfig& config);

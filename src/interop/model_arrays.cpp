@@ -31,12 +31,11 @@ std::vector<Part> gate_up_parts(const ModelConfig& config) {
 }
 
 std::vector<PackedLinear> packed_linears(const ModelConfig& config) {
-  const bool packs_gate_up = config.packed_gate_up && feed_forward_inputs(config) == 2;
   std::vector<PackedLinear> packed;
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string block = "blocks." + std::to_string(layer);
     if (config.packed_qkv) packed.push_back({block + ".attention.", "qkv_proj", qkv_parts(config)});
-    if (packs_gate_up) packed.push_back({block + ".mlp.", "gate_up_proj", gate_up_parts(config)});
+    if (packs_gate_up(config)) packed.push_back({block + ".mlp.", "gate_up_proj", gate_up_parts(config)});
   }
   return packed;
 }

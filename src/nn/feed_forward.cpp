@@ -14,13 +14,12 @@ FeedForward::FeedForward(Backend& backend, const ModelConfig& config)
     return std::make_unique<Linear>(backend,
                                     Linear::Options{config.width, outputs, 0, config.mlp_bias ? outputs : 0});
   };
-  const bool gated = feed_forward_inputs(config) == 2;
-  if (gated && config.packed_gate_up) {
+  if (packs_gate_up(config)) {
     gate_up_proj_ = make_projection(2 * features_);
     return;
   }
   up_proj_ = make_projection(features_);
-  if (!gated) return;
+  if (feed_forward_inputs(config) == 1) return;
   gate_proj_ = make_projection(features_);
   gate_proj_->share_input_of(*up_proj_);
 }

@@ -82,6 +82,10 @@ std::int64_t feed_forward_inputs(const ModelConfig& config) {
   return config.mlp == Activation::gelu ? 1 : 2;
 }
 
+bool packs_gate_up(const ModelConfig& config) {
+  return config.packed_gate_up && feed_forward_inputs(config) == 2;
+}
+
 std::int64_t parameter_count(const ModelConfig& config) {
   const std::int64_t norm = (config.norm == NormKind::layer ? 2 : 1) * config.width;
   const std::int64_t positions = config.position == PositionKind::learned ? config.context * config.width : 0;

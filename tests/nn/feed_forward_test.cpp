@@ -125,7 +125,7 @@ class FeedForwardTest : public ::testing::TestWithParam<std::string> {
  protected:
   std::shared_ptr<Backend> backend = testing::make_test_backend(GetParam());
 
-  /// `bound`: of y, dx and gradients, relative to the largest. Weights of one row each are the same in both.
+  /// `bound`: of y, dx and gradients, relative to the largest.
   void expect_the_same(DType dtype, bool fp8, float bound) {
     for (const Activation mlp : {Activation::swiglu, Activation::geglu}) {
       const Step packed(backend, mlp, true, dtype, fp8), separate(backend, mlp, false, dtype, fp8);

@@ -11,6 +11,11 @@ namespace {
 /// Numbers that the encoders of whole stretches take at once.
 constexpr int kStretch = 4 * kLanes;
 
+/// A magnitude up to which numbers do not saturate; a little inside the limit, whatever is rounded.
+inline float largest_inside(bool e5m2, float scale) {
+  return (e5m2 ? 57340.0f : 447.9f) / scale;
+}
+
 #if defined(__AVX512BF16__)
 
 /// The arithmetic of Fp8Encoder (quantize.h) where it needs no limits: the upper bits of the product, rounded, are the code
@@ -22,8 +27,7 @@ class F32Encoder {
         shift_(_mm_cvtsi32_si128(e5m2 ? 21 : 20)),
         rounding_(_mm512_set1_epi32(e5m2 ? 0xFFFFF - (112 << 23) : 0x7FFFF - (120 << 23))) {
     // A little inside the limits: what lies between is the general encoder's.
-    const float least = (e5m2 ? 0x1.001p-14f : 0x1.001p-6f) / scale,
-                most = (e5m2 ? 57340.0f : 447.9f) / scale;
+    const float least = (e5m2 ? 0x1.001p-14f : 0x1.001p-6f) / scale, most = largest_inside(e5m2, scale);
     if (!(least >= 0x1p-126f && most < __builtin_inff())) return;
     least_ = _mm512_set1_epi32(__builtin_bit_cast(std::int32_t, least));
     most_ = _mm512_set1_epi32(__builtin_bit_cast(std::int32_t, most));

@@ -50,7 +50,7 @@ struct Fp8Encoder {
         code_offset(i32s(e5m2 ? 113 << 2 : 121 << 3)),
         inside(i32s(-1)),
         mantissa_bits(e5m2 ? 2 : 3) {
-    const float most = (e5m2 ? 57340.0f : 447.9f) / scale_value;  // a little less, whatever is rounded
+    const float most = largest_inside(e5m2, scale_value);
     if (scale_value > 0 && scale_value < __builtin_inff() && most < __builtin_inff())
       inside = i32s(__builtin_bit_cast(std::int32_t, most));
   }
