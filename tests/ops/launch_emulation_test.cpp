@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/launch.h"
 #include "support/errors.h"
 
@@ -66,6 +67,31 @@ TEST(LaunchEmulation, SharedMemoryStartsAsNan) {
   std::vector<float> out(4);
   launch("unwritten", unwritten, {1, 4, 16}, nullptr, out.data());
   for (const float value : out) EXPECT_TRUE(std::isnan(value));
+}
+
+/// What is seen of three copies after their start, once two may be left, and once none may.
+__global__ void copy_by_groups(const unsigned char* from, unsigned char* seen) {
+  auto* const to = static_cast<unsigned char*>(dynamic_shared_memory());
+  for (int i = 0; i < 3; ++i) {
+    copy_16_bytes(shared_address(to + 16 * i), from, true, cache_policy(Keep::longest));
+    end_copies();
+  }
+  const auto look = [&] {
+    for (int i = 0; i < 3; ++i) *seen++ = to[16 * i];
+  };
+  look();
+  wait_for_copies_but<2>();
+  look();
+  wait_for_copies_but<0>();
+  look();
+}
+
+TEST(LaunchEmulation, CopiesComeWhenTheirGroupIsWaitedFor) {
+  const std::vector<unsigned char> from(16, 7);
+  std::vector<unsigned char> seen(9);
+  launch("copy_by_groups", copy_by_groups, {1, 1, 48}, nullptr, from.data(), seen.data());
+  constexpr unsigned char kNot = 0xFF;
+  EXPECT_EQ(seen, (std::vector<unsigned char>{kNot, kNot, kNot, 7, kNot, kNot, 7, 7, 7}));
 }
 
 }  // namespace

@@ -1,82 +1,69 @@
-#include <limits>
+#include <algorithm>
+#include <cmath>
 
+#include "ops/cuda/cross_entropy_once.cuh"
 #include "ops/cuda/device_backend.h"
-#include "ops/cuda/exponential.cuh"
-#include "ops/cuda/faults.cuh"
 #include "ops/cuda/produce.cuh"
 
 namespace quaver::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // one block per row
+constexpr int kMostWarps = 8;
 
-/// e^x. x is a difference from the largest or from the whole sum's logarithm: taken first, it cannot overflow.
-__device__ float exponential(float x) {
-  return power_of_two(x * kLog2E);
-}
-
-/// The sum of e^(x - largest) while terms come.
-struct SumOfExponentials {
-  float largest = -std::numeric_limits<float>::infinity(), sum = 0;
-
-  __device__ void raise(float to) {
-    if (to <= largest) return;
-    sum *= exponential(largest - to);
-    largest = to;
-  }
-  template <int N>
-  __device__ void add(const float (&x)[N]) {
-    float top = x[0];
+/// A lane's packs of a part, the first of them at `column`; what lies beyond the row is -infinity.
+template <bool kByPacks, typename T>
+__device__ void load_part(const Matrix<T>& logits, std::int64_t row, std::int64_t column, std::int64_t cols,
+                          PartPacks<T>& z) {
 #pragma unroll
-    for (int i = 1; i < N; ++i) top = fmaxf(top, x[i]);
-    raise(top);
-    // While all terms are -infinity there is nothing to scale.
-    const float base = largest == -std::numeric_limits<float>::infinity() ? 0.0f : largest;
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum += exponential(x[i] - base);
-  }
-};
-
-/// The logarithm of the sum of exponentials of every row, and the losses: one pass, kAtOnce packs of a thread on their way.
-template <int N, typename T>
-__global__ void __launch_bounds__(kThreads)
-    row_losses(Matrix<T> logits, std::int64_t cols, const std::int32_t* targets, float* lse, float* losses,
-               int* faults) {
-  constexpr int kAtOnce = 4, kStep = kThreads * N;
-  const std::int64_t m = blockIdx.x;
-  SumOfExponentials own;
-  for (std::int64_t n = static_cast<std::int64_t>(threadIdx.x) * N; n < cols; n += kAtOnce * kStep) {
-    Pack<T, N> packs[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (n + i * kStep < cols) packs[i] = logits.template pack<N>(m, n + i * kStep);
+  for (int i = 0; i < kPartPacks; ++i) {
+    const std::int64_t n = column + i * kPackStride;
+    if (kByPacks && n < cols) {
+      z[i] = logits.template pack<kPack>(row, n);
+      continue;
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (n + i * kStep >= cols) break;
-      float z[N];
-      widen(packs[i], z);
-      own.add(z);
-    }
+    for (int e = 0; e < kPack; ++e)
+      z[i].set(e, !kByPacks && n + e < cols ? *logits.address(row, n + e) : round_as<T>(-kInfinity));
   }
-  const float largest = block_reduce<kThreads>(own.largest, Largest{});
-  own.raise(largest);
-  const float sum = block_reduce<kThreads>(own.sum, Add{});
-  if (threadIdx.x != 0) return;
-  const float result = largest + logf(sum);
-  const std::int64_t target = targets[m];
-  const bool valid = target == -1 || check_index(target, cols, m, kTargetClass, faults);
-  lse[m] = result;
-  losses[m] = target < 0 || !valid ? 0.0f : result - logits(m, target);
 }
 
-/// gradient_scale (softmax(z) - onehot(target)); zeros without target.
+/// A block takes a row: its warps sum parts, its first warp joins them.
+template <bool kByPacks, typename T>
+__global__ void __launch_bounds__(32 * kMostWarps)
+    join_logits(Matrix<T> logits, std::int64_t cols, TargetRows of_rows, GradientScale scale) {
+  auto* const parts = static_cast<Part*>(dynamic_shared_memory());
+  const std::int64_t row = blockIdx.x;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const auto row_parts = static_cast<int>(blocks_for(cols, kPartCols));
+  const int target = of_rows.targets[row];
+  const bool has_target = target >= 0 && target < cols;
+  for (int p = warp; p < row_parts; p += warps) {
+    const std::int64_t column = std::int64_t{p} * kPartCols + lane * kPack, at = target - column;
+    PartPacks<T> z;
+    load_part<kByPacks>(logits, row, column, cols, z);
+    if (at >= 0 && at < kPartCols) leave_out<T>(z, static_cast<int>(at));
+    const Part sum = sum_part<T>(z);
+    if (lane == 0) parts[p] = sum;
+  }
+  __syncthreads();
+  if (warp > 0) return;
+  Part others;
+  for (int p = lane; p < row_parts; p += 32) others = join(others, parts[p]);
+  others = join_lanes(others);
+  if (lane > 0) return;
+  if (target != -1) check_index(target, cols, row, kTargetClass, of_rows.faults);
+  const JoinedRow joined =
+      join_target(others, has_target ? logits(row, target) : -kInfinity, has_target, scale);
+  of_rows.losses[row] = joined.loss;
+  of_rows.gradients[row] = joined.gradient;
+}
+
+/// The gradient's scale times (softmax(z) - onehot(target)); zeros without target.
 template <typename T>
 struct LogitGradient {
   Matrix<T> logits;
-  const std::int32_t* targets;
-  const float* lse;
-  double gradient_scale;  // an FP32 number; as wide as a pointer: no padding
+  TargetRows of_rows;
+  double sign;  // of the gradient's scale; as wide as a pointer: no padding
   template <int N>
   __device__ Pack<T, N> read(int m, int n) const {
     return logits.template near_pack<N>(m, n);
@@ -85,34 +72,78 @@ struct LogitGradient {
   __device__ void operator()(int m, int n, const Pack<T, N>& read, float (&result)[1][N]) const {
     float z[N];
     widen(read, z);
-    const int target = targets[m];
-    const float total = lse[m];
-    const int hot = target < n || target >= n + N ? N : target - n;
+    const int target = of_rows.targets[m];
+    const RowGradient gradient = of_rows.gradients[m];
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      result[0][i] = target < 0 ? 0.0f : static_cast<float>(sign) * scaled_probability(z[i], gradient.offset);
+    if (target < n || target >= n + N) return;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float difference = exponential(z[i] - total) - (i == hot ? 1.0f : 0.0f);
-      result[0][i] = target < 0 ? 0.0f : static_cast<float>(gradient_scale) * difference;
+      if (i == target - n) result[0][i] = gradient.at_target;
     }
   }
 };
+
+/// `missing`: one_pass_numbers of kMissing.
+LogitPass one_pass_of(const Tensor& logits, const TargetRows& of_rows, const GradientScale& scale,
+                      const Output& dlogits, const Tensor& missing) {
+  LogitPass pass{};
+  pass.logits = matrix_of<bf16>(logits);
+  pass.of_rows = of_rows;
+  pass.sink = sink_of<bf16>(dlogits);
+  pass.scale = scale;
+  pass.rows = static_cast<std::int32_t>(logits.rows());
+  pass.cols = static_cast<std::int32_t>(logits.cols());
+  pass.groups = pass.rows / kGroupRows;
+  pass.strips = pass.cols / kStripCols;
+  pass.row_parts = static_cast<std::int32_t>(blocks_for(pass.cols, kPartCols));
+  pass.row_magic = static_cast<std::uint32_t>(blocks_for(std::int64_t{1} << 31, pass.row_parts));
+  pass.tickets = reinterpret_cast<unsigned*>(missing.data<std::int32_t>());
+  pass.parts = reinterpret_cast<Part*>(pass.tickets + kTickets);
+  pass.of_rows.gradients =
+      reinterpret_cast<RowGradient*>(pass.parts + std::int64_t{pass.rows} * pass.row_parts);
+  return pass;
+}
+std::int64_t one_pass_numbers(const Tensor& logits) {
+  return kTickets + 2 * logits.rows() * (1 + blocks_for(logits.cols(), kPartCols));
+}
+
+template <typename T>
+void launch_two_passes(const Tensor& logits, const TargetRows& of_rows, const GradientScale& scale,
+                       const Output& dlogits, Stream stream) {
+  const std::int64_t rows = logits.rows(), cols = logits.cols(), row_parts = blocks_for(cols, kPartCols),
+                     threads = 32 * std::clamp<std::int64_t>(row_parts, 1, kMostWarps);
+  const bool pack = packs(logits);
+  const Matrix<T> z = matrix_of<T>(logits);
+  launch("cross_entropy", pack ? join_logits<true, T> : join_logits<false, T>,
+         {rows, threads, static_cast<std::size_t>(row_parts) * sizeof(Part)}, stream, z, cols, of_rows,
+         scale);
+  if (!is_wanted(dlogits)) return;
+  const double sign = scale.factor < 0 ? -1 : 1;
+  produce<T, 1>("cross_entropy", LogitGradient<T>{z, of_rows, sign}, {dlogits}, rows, cols, pack, stream);
+}
 
 }  // namespace
 
 void DeviceBackend::cross_entropy(const Tensor& logits, const Tensor& targets, float gradient_scale,
                                   const Tensor& losses, const Output& dlogits) {
   check_cross_entropy(logits, targets, losses, dlogits);
-  const std::int64_t rows = logits.rows(), cols = logits.cols();
-  const Tensor lse = allocate(DType::f32, {rows});
-  const bool pack = packs(logits);
-  with_real(logits.dtype(), [&]<typename T>(T) {
-    const Matrix<T> z = matrix_of<T>(logits);
-    launch("cross_entropy", pack ? row_losses<kPack, T> : row_losses<1, T>, {rows, kThreads}, stream(), z,
-           cols, targets.data<std::int32_t>(), lse.data<float>(), losses.data<float>(), faults_.data<int>());
-    if (!is_wanted(dlogits)) return;
-    produce<T, 1>("cross_entropy",
-                  LogitGradient<T>{z, targets.data<std::int32_t>(), lse.data<float>(), gradient_scale},
-                  {dlogits}, rows, cols, pack, stream());
-  });
+  const GradientScale scale{gradient_scale, std::log2(std::fabs(gradient_scale))};
+  TargetRows of_rows{targets.data<std::int32_t>(), losses.data<float>(), nullptr, faults_.data<int>()};
+  const int multiprocessors = runtime_->multiprocessors();
+  if (suits_one_pass(logits, gradient_scale, dlogits, multiprocessors)) {
+    const Tensor missing = allocate(DType::i32, {one_pass_numbers(logits)});
+    fill(missing, static_cast<std::int32_t>(kMissing));
+    const LogitPass pass = one_pass_of(logits, of_rows, scale, dlogits, missing);
+    const auto kernel =
+        pass.sink.format == Fp8::e4m3 ? cross_entropy_once<Fp8::e4m3> : cross_entropy_once<Fp8::e5m2>;
+    return launch("cross_entropy", kernel, {multiprocessors, kPassThreads, kPassSharedBytes}, stream(), pass);
+  }
+  const Tensor numbers = allocate(DType::f32, {logits.rows(), 2});
+  of_rows.gradients = reinterpret_cast<RowGradient*>(numbers.data<float>());
+  with_real(logits.dtype(),
+            [&]<typename T>(T) { launch_two_passes<T>(logits, of_rows, scale, dlogits, stream()); });
 }
 
 }  // namespace quaver::cuda

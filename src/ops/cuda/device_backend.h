@@ -29,6 +29,7 @@ class DeviceRuntime {
   /// Memory of the host that kernels reach under the same addresses.
   virtual MemorySource host_memory() = 0;
   virtual bool needs_transposed_fp8() const = 0;
+  virtual int multiprocessors() const = 0;
   /// The chip's own products of whole warpgroups (sm_90a), and code for them in this build.
   virtual bool has_warpgroup_products() const = 0;
   /// The source may be reused as soon as this returns.
