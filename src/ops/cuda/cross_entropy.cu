@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     const std::int64_t column = std::int64_t{p} * kPartCols + lane * kPack, at = target - column;
     PartPacks<T> z;
     load_part<kByPacks>(logits, row, column, cols, z);
-    if (at >= 0 && at < kPartCols) leave_out<T>(z, static_cast<int>(at));
+    if (at >= 0 && at < kPartCols) leave_out<T>(z, [&](int place) { return place == at; });
     const Part sum = sum_part<T>(z);
     if (lane == 0) parts[p] = sum;
   }

@@ -42,25 +42,14 @@ __device__ inline Part join_lanes(const Part& part) {
   return {largest, warp_reduce(part.sum_below(largest), Add{})};
 }
 
-/// Takes logit `at` out of a part, counted from the lane's first.
-template <typename T>
-__device__ void leave_out(PartPacks<T>& z, int at) {
+/// Takes logits out of a part: those for which which(place) holds, counted from the lane's first.
+template <typename T, typename Which>
+__device__ void leave_out(PartPacks<T>& z, const Which& which) {
 #pragma unroll
   for (int i = 0; i < kPartPacks; ++i) {
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
-      if (at == i * kPackStride + e) z[i].set(e, round_as<T>(-kInfinity));
-    }
-  }
-}
-/// Takes out the packs that begin at logit `end` or later.
-template <typename T>
-__device__ void leave_out_from(PartPacks<T>& z, int end) {
-#pragma unroll
-  for (int i = 0; i < kPartPacks; ++i) {
-#pragma unroll
-    for (int e = 0; e < kPack; ++e) {
-      if (i * kPackStride >= end) z[i].set(e, round_as<T>(-kInfinity));
+      if (which(i * kPackStride + e)) z[i].set(e, round_as<T>(-kInfinity));
     }
   }
 }

@@ -77,9 +77,11 @@ __device__ inline void sum_parts(const LogitPass& pass, int lane, SharedAddress 
               following = reader.take(), row = reader.row_of(following);
     started = reader.is_part(following) && reader.may_start(row);
     if (started) target = reader.start(following, row);
-    if (column - lane * kPack + kPartCols > pass.cols) leave_out_from<bf16>(z, pass.cols - column);
+    if (column - lane * kPack + kPartCols > pass.cols)
+      leave_out<bf16>(z, [&](int place) { return column + place >= pass.cols; });
     const int at = own_target - column;
-    if (static_cast<unsigned>(at) < kPartCols && at % kPackStride < kPack) leave_out<bf16>(z, at);
+    if (static_cast<unsigned>(at) < kPartCols && at % kPackStride < kPack)
+      leave_out<bf16>(z, [&](int place) { return place == at; });
     const Part sum = sum_part<bf16>(z);
     if (lane == 0) show(pass.parts + part, {sum.largest, as_present(sum.sum)});
     part = following;
