@@ -5,55 +5,12 @@
 
 #include "ops/cpu/kernels/gemm.h"
 #include "ops/cpu/kernels/microkernel.h"
+#include "ops/cpu/kernels/pack_eights.h"
 #if defined(__AVX512BF16__)
 #include "ops/cpu/kernels/pack_pairs.h"
 #endif
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
-
-struct DecodeTable {
-  float value[256];
-};
-
-/// All 256 codes of a format with `mantissa` bits of mantissa; infinities only if there are two mantissa bits
-/// (e5m2).
-constexpr DecodeTable make_decode_table(int mantissa, int bias) {
-  DecodeTable table{};
-  const int exponents = 1 << (7 - mantissa);
-  for (int code = 0; code < 256; ++code) {
-    const int exponent = (code & 127) >> mantissa, fraction = code & ((1 << mantissa) - 1);
-    double magnitude = exponent == 0 ? fraction : fraction + (1 << mantissa);
-    for (int e = exponent == 0 ? 1 : exponent; e < bias + mantissa; ++e) magnitude /= 2;
-    for (int e = bias + mantissa; e < exponent; ++e) magnitude *= 2;
-    if (mantissa == 2 && exponent == exponents - 1)
-      magnitude = fraction == 0 ? __builtin_inf() : __builtin_nan("");
-    if (mantissa == 3 && (code & 127) == 127) magnitude = __builtin_nan("");
-    table.value[code] = static_cast<float>(code < 128 ? magnitude : -magnitude);
-  }
-  return table;
-}
-
-constexpr DecodeTable kE4m3 = make_decode_table(3, 7);
-constexpr DecodeTable kE5m2 = make_decode_table(2, 15);
-
-struct F32Elements {
-  using Type = float;
-  static float load(float x) { return x; }
-};
-struct Bf16Elements {
-  using Type = std::uint16_t;
-  static float load(std::uint16_t x) {
-    return __builtin_bit_cast(float, static_cast<std::uint32_t>(x) << 16);
-  }
-};
-struct E4m3Elements {
-  using Type = std::uint8_t;
-  static float load(std::uint8_t x) { return kE4m3.value[x]; }
-};
-struct E5m2Elements {
-  using Type = std::uint8_t;
-  static float load(std::uint8_t x) { return kE5m2.value[x]; }
-};
 
 constexpr std::int64_t lower(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
@@ -85,6 +42,21 @@ inline std::int64_t packed_row_stride(const Operand& source) {
 /// the cache.
 constexpr std::int64_t kPackSteps = 256;
 
+/// Steps [k, k_end) of lanes, whose steps follow one another, side by side.
+template <class Elements>
+void pack_transposed(const typename Elements::Type* from, std::int64_t stride, std::int64_t lanes,
+                     std::int64_t k, std::int64_t k_end, std::int64_t width, float* panel) {
+  std::int64_t lane = 0;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  for (; lane + kEight <= lanes; lane += kEight)
+    widen_transposed<Elements>(from + lane * stride + k, stride, k_end - k, width, panel + k * width + lane);
+#endif
+  for (; lane < lanes; ++lane) {
+    for (std::int64_t i = k; i < k_end; ++i)
+      panel[i * width + lane] = Elements::load(from[lane * stride + i]);
+  }
+}
+
 /// Steps [k, k_end) of lanes [begin, end), interleaved `width` wide, the lanes beyond `end` zero. f32 units.
 template <class Elements>
 void pack_panel(const Operand& source, std::int64_t begin, std::int64_t end, std::int64_t k,
@@ -92,15 +64,10 @@ void pack_panel(const Operand& source, std::int64_t begin, std::int64_t end, std
   const auto* data = static_cast<const typename Elements::Type*>(source.data);
   const std::int64_t lanes = end - begin;
   if (source.along_contraction) {
-    for (std::int64_t lane = 0; lane < lanes; ++lane) {
-      const auto* from = data + (begin + lane) * source.stride;
-      for (std::int64_t i = k; i < k_end; ++i) panel[i * width + lane] = Elements::load(from[i]);
-    }
+    pack_transposed<Elements>(data + begin * source.stride, source.stride, lanes, k, k_end, width, panel);
   } else {
-    for (std::int64_t i = k; i < k_end; ++i) {
-      const auto* from = data + i * source.stride + begin;
-      for (std::int64_t lane = 0; lane < lanes; ++lane) panel[i * width + lane] = Elements::load(from[lane]);
-    }
+    for (std::int64_t i = k; i < k_end; ++i)
+      widen_run<Elements>(data + i * source.stride + begin, lanes, panel + i * width);
   }
   for (std::int64_t i = k; lanes < width && i < k_end; ++i) {
     for (std::int64_t lane = lanes; lane < width; ++lane) panel[i * width + lane] = 0;
@@ -130,7 +97,7 @@ void pack_rows_in_turn(const Operand& source, std::int64_t begin, std::int64_t e
   const std::int64_t stride = packed_row_stride(source), steps = steps_of(source.element, source.contraction);
   for (std::int64_t lane = begin; lane < end; ++lane, packed += stride) {
     const auto* from = static_cast<const typename Elements::Type*>(source.data) + lane * source.stride;
-    for (std::int64_t i = 0; i < source.contraction; ++i) packed[i] = Elements::load(from[i]);
+    widen_run<Elements>(from, source.contraction, packed);
     for (std::int64_t i = source.contraction; i < steps; ++i) packed[i] = 0;
   }
 }
