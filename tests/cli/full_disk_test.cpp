@@ -30,7 +30,7 @@ echo "with room: exit code $?"
 cmp disk/run/model.safetensors whole/model.safetensors && echo "the same bits"
 )";
 
-TEST(FullDiskTest, ARunThatCannotSaveKeepsItsCheckpointAndGoesOn) {
+TEST(FullDiskTest, SlowARunThatCannotSaveKeepsItsCheckpointAndGoesOn) {
   const TemporaryFolder folder;
   write_text(folder);
   folder.write("script", kScript);

@@ -10,7 +10,7 @@
 namespace quaver {
 namespace {
 
-TEST(InteropProgramTest, ExportImportSampleEvalAndTrainOn) {
+TEST(InteropProgramTest, SlowExportImportSampleEvalAndTrainOn) {
   const TemporaryFolder folder;
   write_text(folder);
   const std::string micro = std::string(QUAVER_SOURCE_DIR) + "/configs/micro.toml", run = folder.path("run");

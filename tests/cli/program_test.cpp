@@ -265,7 +265,7 @@ TEST_F(ProgramTest, TheReferenceBackendTrains) {
   EXPECT_TRUE(contains(result.out, "11 of 11 Linear modules, all three GEMMs"));
 }
 
-TEST_F(ProgramTest, TheSameCommandGoesOnWithARun) {
+TEST_F(ProgramTest, SlowTheSameCommandGoesOnWithARun) {
   ASSERT_EQ(train({"train.steps=3"}).exit_code, 0);
   const ProgramResult result = train();
   EXPECT_EQ(result.exit_code, 0) << result.err;

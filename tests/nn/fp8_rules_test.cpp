@@ -255,7 +255,7 @@ class InTraining {
   std::int32_t steps_ = 0;
 };
 
-TEST_P(Fp8RulesTest, Rule4TwoModelsWithTwoRecipesDoNotMeet) {
+TEST_P(Fp8RulesTest, SlowRule4TwoModelsWithTwoRecipesDoNotMeet) {
   const DelayedScaling other{.margin = 1, .fp8_format = Fp8Format::e4m3, .amax_history_len = 2};
   InTraining a(backend, kRecipe, 1), b(backend, other, 2);
   for (int i = 0; i < 2; ++i) a.step(), b.step();

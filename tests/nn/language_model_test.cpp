@@ -244,7 +244,7 @@ TEST_P(LanguageModelTest, ASequencesLogitsDoNotDependOnTheBatch) {
   }
 }
 
-TEST_P(LanguageModelTest, EveryLinearRunsItsThreeGemmsInFp8) {
+TEST_P(LanguageModelTest, SlowEveryLinearRunsItsThreeGemmsInFp8) {
   for (const bool packed : {true, false}) {
     ModelConfig config = small_config();
     config.packed_qkv = config.packed_gate_up = packed;

@@ -156,7 +156,7 @@ class LibraryAttentionTest : public ::testing::TestWithParam<std::string> {
   std::shared_ptr<Backend> reference_ = testing::make_shared_reference();
 };
 
-TEST_P(LibraryAttentionTest, WholeSequencesAreNearTheReference) {
+TEST_P(LibraryAttentionTest, SlowWholeSequencesAreNearTheReference) {
   expect_near_reference(2, 128, 2, 1, 8);
   expect_near_reference(1, 128, 2, 2, 40);
   if (GetParam() != "cuda") return;  // only there a library has tiles; the reference takes seconds

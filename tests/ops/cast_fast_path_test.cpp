@@ -70,7 +70,7 @@ TEST(CastFastPath, NormalNumbersOfAllLengths) {
 }
 
 /// Results too large for the caches, at an address that is no multiple of a cache line, and rows that begin anywhere.
-TEST(CastFastPath, LargeResultsAreTheSame) {
+TEST(CastFastPath, SlowLargeResultsAreTheSame) {
   for (DType dtype : {DType::bf16, DType::f32}) {
     const Tensor x = random_matrix({2053, 4099, dtype, false}, 6);
     expect_same_cast(x, DType::e4m3, 20.0f);

@@ -173,7 +173,7 @@ using SlowCudaAttentionTest = CudaAttentionTest;
 
 constexpr DType kReals[] = {DType::f32, DType::bf16};
 
-TEST_F(CudaAttentionTest, OddLengthsAndGroupsOfHeads) {
+TEST_F(CudaAttentionTest, SlowOddLengthsAndGroupsOfHeads) {
   for (DType dtype : kReals) {
     expect_near_reference({dtype, 1, 1, 1, 1, 1, 16});
     expect_near_reference({dtype, 2, 3, 3, 2, 1, 32});
@@ -183,7 +183,7 @@ TEST_F(CudaAttentionTest, OddLengthsAndGroupsOfHeads) {
   }
 }
 
-TEST_F(CudaAttentionTest, FewerQueriesThanKeys) {
+TEST_F(CudaAttentionTest, SlowFewerQueriesThanKeys) {
   for (DType dtype : kReals) {
     expect_near_reference({dtype, 2, 1, 200, 4, 2, 32});
     expect_near_reference({dtype, 1, 5, 97, 2, 2, 24});
@@ -262,7 +262,7 @@ TEST_F(CudaAttentionTest, QueriesWithoutKeysGiveNothing) {
 
 // Both ways of reading memory lead through the same tiles, and every row is summed in the same order whatever
 // else its warp holds.
-TEST_F(CudaAttentionTest, AlignmentAndTilesDoNotChangeBits) {
+TEST_F(CudaAttentionTest, SlowAlignmentAndTilesDoNotChangeBits) {
   for (DType dtype : kReals) {
     const Case odd{dtype, 1, 75, 90, 2, 1, 24, 30};
     const Results expected = run(odd, inputs_of(odd));
@@ -397,7 +397,7 @@ TEST_F(SlowCudaAttentionTest, OneQueryOfWarpgroupsGivesTheRowOfTheWhole) {
 }
 
 // What a row does not see is multiplied by 0 in tiles, and 0 times NaN is NaN: such rows are computed again.
-TEST_F(CudaAttentionTest, NanReachesOnlyRowsThatSeeIt) {
+TEST_F(CudaAttentionTest, SlowNanReachesOnlyRowsThatSeeIt) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (Case c :

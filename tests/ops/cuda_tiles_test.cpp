@@ -113,7 +113,7 @@ void expect_multiples(std::int64_t rows, std::int64_t cols) {
 }
 
 /// Sizes that fill tiles, that end within one, within a thread's rows, and within 16 bytes of a transposed row.
-TEST(CudaTiles, BlocksOfSeveralResultsTakeManyTiles) {
+TEST(CudaTiles, SlowBlocksOfSeveralResultsTakeManyTiles) {
   for (const auto& [rows, cols] : {std::pair(384, 128), std::pair(400, 200), std::pair(259, 72)}) {
     expect_multiples<kPack, 2>(rows, cols);
     expect_multiples<kPack, 3>(rows, cols);

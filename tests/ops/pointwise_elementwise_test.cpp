@@ -92,10 +92,15 @@ class PointwiseGate : public ::testing::TestWithParam<MatrixCase> {
   }
 };
 INSTANTIATE_TEST_SUITE_P(Sizes, PointwiseGate, ::testing::ValuesIn([] {
-                           std::vector<MatrixCase> cases;
-                           for (const MatrixCase& c : matrix_cases()) {
-                             if (c.cols <= 257) cases.push_back(c);
-                           }
+                           std::vector<MatrixCase> cases = matrix_cases();
+                           std::erase_if(cases, [](const MatrixCase& c) { return c.rows * c.cols > 20000; });
+                           return cases;
+                         }()));
+INSTANTIATE_TEST_SUITE_P(SlowSizes, PointwiseGate, ::testing::ValuesIn([] {
+                           std::vector<MatrixCase> cases = matrix_cases();
+                           std::erase_if(cases, [](const MatrixCase& c) {
+                             return c.rows * c.cols <= 20000 || c.cols > 257;
+                           });
                            return cases;
                          }()));
 

@@ -314,7 +314,7 @@ std::vector<float> finite_numbers(std::int64_t rows, std::int64_t cols) {
 }
 
 /// Powers of two in blocks have a way of their own where the level has instructions for it.
-TEST(QuantizeOnCpu, FiniteBlocksHaveTheBitsOfTheReferenceAtEveryLevel) {
+TEST(QuantizeOnCpu, SlowFiniteBlocksHaveTheBitsOfTheReferenceAtEveryLevel) {
   const auto reference = make_backend("reference");
   constexpr std::int64_t kRows = 261, kCols = 2211;
   const std::vector<float> numbers = finite_numbers(kRows, kCols);

@@ -307,7 +307,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, NonFinitePlaces, ::testing::Values("reference
 INSTANTIATE_TEST_SUITE_P(SlowBackends, NonFinitePlaces, ::testing::Values("emulation"),
                          [](const auto& test) { return test.param; });
 
-TEST_P(NonFinitePlaces, InTheFirstAMiddleAndTheLastStepAreAsIfTheStepNeverWas) {
+TEST_P(NonFinitePlaces, SlowInTheFirstAMiddleAndTheLastStepAreAsIfTheStepNeverWas) {
   std::vector<Fault> faults = faults_of_all_steps();
   if (GetParam() == "emulation") {
     // Its kernels are slow: places, values and steps in turn.
@@ -318,7 +318,7 @@ TEST_P(NonFinitePlaces, InTheFirstAMiddleAndTheLastStepAreAsIfTheStepNeverWas) {
   check(faults);
 }
 
-TEST_P(NonFinitePlaces, OfEveryModuleAndMicroBatchAreRefused) {
+TEST_P(NonFinitePlaces, SlowOfEveryModuleAndMicroBatchAreRefused) {
   if (GetParam() == "emulation") GTEST_SKIP() << "launches one by one: the host's backends take every call";
   std::vector<Fault> faults;
   const auto calls = calls_of_a_step();
@@ -331,7 +331,7 @@ TEST_P(NonFinitePlaces, OfEveryModuleAndMicroBatchAreRefused) {
   check(faults);
 }
 
-TEST_P(NonFinitePlaces, UnderASmoothedDownProjToo) {
+TEST_P(NonFinitePlaces, SlowUnderASmoothedDownProjToo) {
   config.fp8.smooth_swiglu = true;
   std::vector<Fault> faults = faults_of_all_steps();
   if (GetParam() == "emulation") faults.resize(2);

@@ -32,7 +32,7 @@ class ProductsTest : public ::testing::Test {
   RunConfig config;
 };
 
-TEST_F(ProductsTest, TheLossFallsAndThreadsDoNotChangeBits) {
+TEST_F(ProductsTest, SlowTheLossFallsAndThreadsDoNotChangeBits) {
   config.train.steps = 12;
   std::vector<std::string> weights, scales;
   for (int threads : {1, 2, 3}) {

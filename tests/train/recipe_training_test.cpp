@@ -44,7 +44,7 @@ class RecipeTraining : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Recipes, RecipeTraining, ::testing::ValuesIn(recipe_names()),
                          [](const auto& test) { return test.param; });
 
-TEST_P(RecipeTraining, TheLossFallsAndThreadsDoNotMatter) {
+TEST_P(RecipeTraining, SlowTheLossFallsAndThreadsDoNotMatter) {
   const auto found = losses(40, config);
   EXPECT_LT(found.back(), 0.75 * found.front()) << found.front() << " to " << found.back();
   EXPECT_EQ(losses(6, config, "cpu", 1), std::vector<double>(found.begin(), found.begin() + 6));
@@ -151,7 +151,7 @@ TEST(RecipesInRunFiles, AreNamed) {
 
 /// Devices that run the recipe, the launch emulation among them.
 class RecipesOnDevices : public ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(InBlocks, RecipesOnDevices, ::testing::Values("block", "mxfp8"),
+INSTANTIATE_TEST_SUITE_P(SlowInBlocks, RecipesOnDevices, ::testing::Values("block", "mxfp8"),
                          [](const auto& test) { return test.param; });
 
 TEST_P(RecipesOnDevices, TrainsAsOnTheCpu) {

@@ -96,7 +96,7 @@ class ResumeTest : public testing::Test {
   RunConfig config;
 };
 
-TEST_F(ResumeTest, ARunStoppedAfterEveryStepEndsInTheSameBits) {
+TEST_F(ResumeTest, SlowARunStoppedAfterEveryStepEndsInTheSameBits) {
   config.train.steps = 64;
   config.train.accumulation = 2;
   config.train.eval_every = 16;
@@ -126,7 +126,7 @@ TEST_F(ResumeTest, ARunStoppedAfterEveryStepEndsInTheSameBits) {
   EXPECT_EQ(result.validation, whole.validation);
 }
 
-TEST_F(ResumeTest, EveryPrecisionGateAndRecipeGoesOnWithTheSameBits) {
+TEST_F(ResumeTest, SlowEveryPrecisionGateAndRecipeGoesOnWithTheSameBits) {
   struct Case {
     Precision precision;
     bool packed;
@@ -153,7 +153,7 @@ TEST_F(ResumeTest, EveryPrecisionGateAndRecipeGoesOnWithTheSameBits) {
   }
 }
 
-TEST_F(ResumeTest, OptimizerStateInFewerBitsGoesOnWithTheSameBits) {
+TEST_F(ResumeTest, SlowOptimizerStateInFewerBitsGoesOnWithTheSameBits) {
   std::vector<std::vector<std::uint32_t>> states;
   using F = StateFormat;
   for (const OptimizerConfig& optimizer :

@@ -38,7 +38,7 @@ class SmoothSwiglu : public ::testing::Test {
   RunConfig config;
 };
 
-TEST_F(SmoothSwiglu, TheLossFallsAndThreadsDoNotMatter) {
+TEST_F(SmoothSwiglu, SlowTheLossFallsAndThreadsDoNotMatter) {
   for (const char* recipe : {"delayed", "current"}) {
     config.fp8.recipe = recipe;
     const auto found = losses(40, "cpu", 2);
@@ -65,7 +65,7 @@ TEST_F(SmoothSwiglu, EveryDownProjAndNothingElseIsSmoothed) {
   EXPECT_NO_THROW(require_strict_fp8(trainer.model()));
 }
 
-TEST_F(SmoothSwiglu, AStoppedRunGoesOnWithTheSameBits) {
+TEST_F(SmoothSwiglu, SlowAStoppedRunGoesOnWithTheSameBits) {
   class StopAt : public TrainingObserver {
    public:
     void stepped(const StepReport& report) override { last_ = report.step; }

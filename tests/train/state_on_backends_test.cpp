@@ -108,7 +108,7 @@ TEST_P(StateOnBackends, ACheckpointOfTheReferenceGoesOnWithTheSameBits) {
   }
 }
 
-TEST_P(StateOnBackends, TrainAsOnTheReference) {
+TEST_P(StateOnBackends, SlowTrainAsOnTheReference) {
   for (const OptimizerConfig& state : kStates) {
     config.optimizer = state;
     const auto reference = trainer_on("reference"), other = trainer_on(GetParam());
@@ -120,7 +120,7 @@ TEST_P(StateOnBackends, TrainAsOnTheReference) {
   }
 }
 
-TEST_P(StateOnBackends, SmoothedInputsTooTrainAndMove) {
+TEST_P(StateOnBackends, SlowSmoothedInputsTooTrainAndMove) {
   config.fp8.smooth_swiglu = true;
   for (const char* recipe : {"delayed", "current"}) {
     config.fp8.recipe = recipe;

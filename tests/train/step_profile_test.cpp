@@ -26,7 +26,7 @@ const OperationTotals* find(const StepProfile& profile, const std::string& name)
 }
 
 // Every method passes its arguments on: the same weights after steps with all three recordings and without.
-TEST(TimedBackend, ChangesNoBits) {
+TEST(TimedBackend, SlowChangesNoBits) {
   for (Precision precision : {Precision::fp8, Precision::bf16, Precision::fp32}) {
     for (NormKind norm : {NormKind::rms, NormKind::layer}) {
       RunConfig config = small_config();

@@ -40,7 +40,7 @@ class TrainerTest : public testing::Test {
   RunConfig config;
 };
 
-TEST_F(TrainerTest, TheLossFallsInEveryPrecision) {
+TEST_F(TrainerTest, SlowTheLossFallsInEveryPrecision) {
   for (const Precision precision : {Precision::fp8, Precision::bf16, Precision::fp32}) {
     config.precision = precision;
     const auto losses = train(12).first;
@@ -54,7 +54,7 @@ TEST_F(TrainerTest, TheReferenceBackendTrains) {
   EXPECT_LT(losses.back(), losses.front());
 }
 
-TEST_F(TrainerTest, ThreadsAndRepetitionDoNotChangeABit) {
+TEST_F(TrainerTest, SlowThreadsAndRepetitionDoNotChangeABit) {
   for (const Precision precision : {Precision::fp8, Precision::bf16}) {
     config.precision = precision;
     config.threads = 1;

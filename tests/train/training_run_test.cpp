@@ -36,7 +36,7 @@ double loaded_validation_loss(const std::string& run, std::span<const std::strin
       .nats;
 }
 
-TEST_F(TrainingRunTest, ALoadedModelEvaluatesToTheSameBits) {
+TEST_F(TrainingRunTest, SlowALoadedModelEvaluatesToTheSameBits) {
   int run = 0;
   for (const Precision precision : {Precision::fp8, Precision::bf16, Precision::fp32}) {
     for (const bool lm_head : {true, false}) {

@@ -9,14 +9,8 @@ namespace {
 template <typename Stored, typename T>
 [[gnu::flatten]] void cast_rows(Extent extent, ConstRows x, const ProducerRows& out, const T* type) {
   Producer<Stored> producer(out);
-  for (std::int64_t row = 0; row < extent.rows; ++row) {
-    const T* from = row_of(x, row, type);
-    std::int64_t done = 0;
-    for (; done + kStretch <= extent.cols; done += kStretch) producer.store_stretch(row, done, from + done);
-    for_vectors(extent.cols - done, [&](std::int64_t i, auto lanes) {
-      producer.store(row, done + i, load(from + done + i, lanes), lanes);
-    });
-  }
+  for (std::int64_t row = 0; row < extent.rows; ++row)
+    producer.store_numbers(row, 0, row_of(x, row, type), extent.cols);
   producer.finish();
 }
 

@@ -6,9 +6,16 @@
 namespace quaver::cpu::QUAVER_CPU_LEVEL {
 namespace {
 
-/// 2^r for |r| <= 1/2 within 9.2e-8 of itself, exact at 0.
+/// 2^r for |r| <= 1/2 within 9.2e-8 of itself, exact at 0. Without instructions for fused operations it is 80 calls for a vector,
+/// which every formula would repeat.
 template <int N>
-[[gnu::always_inline]] inline F32<N> power_of_fraction(F32<N> r) {
+#if defined(__FP_FAST_FMAF)
+[[gnu::always_inline]]
+#else
+[[gnu::noinline]]
+#endif
+inline F32<N>
+power_of_fraction(F32<N> r) {
   F32<N> p = fused_multiply_add(r, 1.32647273e-3f, 9.67151299e-3f);
   p = fused_multiply_add(p, r, f32s<N>(5.55073358e-2f));
   p = fused_multiply_add(p, r, f32s<N>(2.40222424e-1f));

@@ -231,14 +231,7 @@ template <typename T>
           backward_heads(layout, row, heads, from + begin, input, to + begin, dgain, scratch);
         });
     copy_head(from + transformed, to + transformed, untouched);
-    if (dx.bytes == nullptr) continue;
-    std::int64_t done = 0;
-    for (; done + kStretch <= transformed + untouched; done += kStretch)
-      producer.store_stretch(row, done, row_buffer + done);
-    for_vectors(
-        transformed + untouched - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-          producer.store(row, done + i, load(row_buffer + done + i, lanes), lanes);
-        });
+    if (dx.bytes != nullptr) producer.store_numbers(row, 0, row_buffer, transformed + untouched);
   }
   producer.finish();
 }

@@ -91,6 +91,7 @@ template <Curve curve, bool kAgain, typename T>
                                           const ProducerRows& dg, const ProducerRows& du,
                                           const ProducerRows& again, const T* type) {
   Producer<T> dg_producer(dg), du_producer(du), again_producer(again);
+  Run<T> dg_run, du_run, again_run;
   const bool has_u = u.data != nullptr;
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* d_row = row_of(d, row, type);
@@ -111,31 +112,18 @@ template <Curve curve, bool kAgain, typename T>
       }
       return Gradients{(has_u ? gradient * factor : gradient) * at.slope, gradient * at.value, value};
     };
-    std::int64_t done = 0;
-#if defined(__AVX512BF16__)
-    if constexpr (kHasPairs<T>) {
-      Halves dg_run[kRunPairs], du_run[kRunPairs], again_run[kRunPairs];
-      done = for_runs(
-          extent.cols, [&](std::int64_t begin, std::int64_t pairs) __attribute__((always_inline)) {
-            for_pairs(
-                pairs, [&](std::int64_t pair, auto lanes) __attribute__((always_inline)) {
-                  const auto at = gradients_at(begin + pair * kPairLanes, lanes);
-                  to_halves(at.dg, dg_run + pair);
-                  if (has_u) to_halves(at.du, du_run + pair);
-                  if constexpr (kAgain) to_halves(at.again, again_run + pair);
-                });
-            dg_producer.store_run(row, begin, dg_run, pairs);
-            if (has_u) du_producer.store_run(row, begin, du_run, pairs);
-            if constexpr (kAgain) again_producer.store_run(row, begin, again_run, pairs);
-          });
-    }
-#endif
-    for_vectors(
-        extent.cols - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-          const auto at = gradients_at(done + i, lanes);
-          dg_producer.store(row, done + i, at.dg, lanes);
-          if (has_u) du_producer.store(row, done + i, at.du, lanes);
-          if constexpr (kAgain) again_producer.store(row, done + i, at.again, lanes);
+    for_runs(
+        extent.cols, [&](std::int64_t begin, std::int64_t columns) __attribute__((always_inline)) {
+          for_run<T>(
+              columns, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+                const auto at = gradients_at(begin + i, lanes);
+                dg_run.keep(i, at.dg);
+                if (has_u) du_run.keep(i, at.du);
+                if constexpr (kAgain) again_run.keep(i, at.again);
+              });
+          dg_producer.store_run(row, begin, dg_run, columns);
+          if (has_u) du_producer.store_run(row, begin, du_run, columns);
+          if constexpr (kAgain) again_producer.store_run(row, begin, again_run, columns);
         });
   }
   dg_producer.finish();
@@ -154,6 +142,11 @@ void gated_backward(Curve curve, Real real, Extent extent, ConstRows d, ConstRow
   });
 }
 
+/// Heads whose gates are evaluated at once, from `first` on. Their loads are few: a tail's serve all.
+inline int heads_at(std::int64_t first, std::int64_t heads) {
+  return heads - first < kLanes ? static_cast<int>(heads - first) : kLanes;
+}
+
 template <Curve curve, typename T>
 [[gnu::flatten]] void grouped_rows(Extent extent, std::int64_t group, ConstRows g, ConstRows u,
                                    const ProducerRows& out, const T* type) {
@@ -161,22 +154,22 @@ template <Curve curve, typename T>
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     const T* g_row = row_of(g, row, type);
     const T* u_row = row_of(u, row, type);
-    for_vectors(
-        extent.cols, [&](std::int64_t first, auto heads) __attribute__((always_inline)) {
-          float factors[kLanes];
-          store(value_at<curve>(load(g_row + first, heads)), factors, Full{});
-          // All heads as one row where no load reaches over a border between two.
-          const bool at_once = group % (4 * kLanes) == 0;
-          const std::int64_t stretch = at_once ? lanes_in(heads) * group : group;
-          for (int head = 0; head < lanes_in(heads); head += at_once ? kLanes : 1) {
-            const std::int64_t begin = (first + head) * group;
-            producer.store_row(
-                row, begin, stretch, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-                  const auto further = static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(group);
-                  return factors[head + static_cast<int>(further)] * load(u_row + begin + i, lanes);
-                });
-          }
-        });
+    for (std::int64_t first = 0; first < extent.cols; first += kLanes) {
+      const int heads = heads_at(first, extent.cols);
+      float factors[kLanes];
+      store(value_at<curve>(load(g_row + first, Tail{heads})), factors, Full{});
+      // All heads as one row where no load reaches over a border between two.
+      const bool at_once = group % (4 * kLanes) == 0;
+      const std::int64_t stretch = at_once ? heads * group : group;
+      for (int head = 0; head < heads; head += at_once ? kLanes : 1) {
+        const std::int64_t begin = (first + head) * group;
+        producer.store_row(
+            row, begin, stretch, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+              const auto further = static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(group);
+              return factors[head + static_cast<int>(further)] * load(u_row + begin + i, lanes);
+            });
+      }
+    }
   }
   producer.finish();
 }
@@ -193,28 +186,29 @@ template <Curve curve, typename T>
                                             ConstRows u, const ProducerRows& dg, Rows du, const T* type) {
   Producer<T> dg_producer(dg);
   for (std::int64_t row = 0; row < extent.rows; ++row) {
-    for_vectors(
-        extent.cols, [&](std::int64_t first, auto heads) __attribute__((always_inline)) {
-          float values[kLanes], sums[kLanes] = {};
-          const auto at = evaluate<curve>(load(row_of(g, row, type) + first, heads));
-          store(at.value, values, Full{});
-          for (int head = 0; head < lanes_in(heads); ++head) {
-            const std::int64_t begin = (first + head) * group;
-            const T* d_row = row_of(d, row, type) + begin;
-            const T* u_row = row_of(u, row, type) + begin;
-            T* du_row = row_of(du, row, type) + begin;
-            const float value = values[head];
-            f32x16 products = f32s(0.0f);
-            for_blocks<kAtOnce>(
-                group, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-                  const auto gradient = load(d_row + i, lanes);
-                  products = add_each(products, gradient * load(u_row + i, lanes));
-                  store(gradient * value, du_row + i, lanes);
-                });
-            sums[head] = sum(products);
-          }
-          dg_producer.store(row, first, load(sums, Full{}) * at.slope, heads);
-        });
+    for (std::int64_t first = 0; first < extent.cols; first += kLanes) {
+      const int heads = heads_at(first, extent.cols);
+      float values[kLanes], sums[kLanes] = {};
+      const auto at = evaluate<curve>(load(row_of(g, row, type) + first, Tail{heads}));
+      store(at.value, values, Full{});
+      for (int head = 0; head < heads; ++head) {
+        const std::int64_t begin = (first + head) * group;
+        const T* d_row = row_of(d, row, type) + begin;
+        const T* u_row = row_of(u, row, type) + begin;
+        T* du_row = row_of(du, row, type) + begin;
+        const float value = values[head];
+        f32x16 products = f32s(0.0f);
+        for_blocks<kAtOnce>(
+            group, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
+              const auto gradient = load(d_row + i, lanes);
+              products = add_each(products, gradient * load(u_row + i, lanes));
+              store(gradient * value, du_row + i, lanes);
+            });
+        sums[head] = sum(products);
+      }
+      store(load(sums, Full{}) * at.slope, sums, Full{});
+      dg_producer.store_few(row, first, sums, heads);
+    }
   }
   dg_producer.finish();
 }

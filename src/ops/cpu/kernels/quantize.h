@@ -73,167 +73,12 @@ struct Fp8Encoder {
   }
 };
 
-#if defined(__AVX512BF16__)
-/// Results are computed and then encoded in runs: both at once need more registers than there are.
-constexpr std::int64_t kRunPairs = 32;
-
-/// Calls body(column, pairs) for the runs of a row of `count` columns; returns where the tail begins.
-template <typename F>
-[[gnu::always_inline]] inline std::int64_t for_runs(std::int64_t count, F body) {
-  const std::int64_t all = count / kPairLanes;
-  for (std::int64_t done = 0; done < all; done += kRunPairs) {
-    body(done * kPairLanes, all - done < kRunPairs ? all - done : kRunPairs);
-  }
-  return all * kPairLanes;
-}
-
-/// body(pair, lanes) over the pairs of a run: two pairs at once, then one.
-template <typename F>
-[[gnu::always_inline]] inline void for_pairs(std::int64_t pairs, F body) {
-  std::int64_t pair = 0;
-  for (; pair + 2 <= pairs; pair += 2) body(pair, Whole<4>{});
-  if (pair < pairs) body(pair, Whole<2>{});
-}
-#endif
-
-template <typename T>
-class Producer {
+/// Fp8Encoder with what it counted, for any numbers.
+class CountingEncoder {
  public:
-  explicit Producer(const ProducerRows& out)
-      : out_(out),
-        encoder_(out.e5m2, out.scale),
-        bf16_encoder_(out.e5m2, out.scale, out.bytes != nullptr),
-        f32_encoder_(out.e5m2, out.scale) {}
+  CountingEncoder(bool e5m2, float scale) : encoder_(e5m2, scale) {}
 
-  /// Stores result_of(i, lanes) in column begin + i for i in [0, count).
-  template <typename F>
-  [[gnu::always_inline]] void store_row(std::int64_t row, std::int64_t begin, std::int64_t count,
-                                        F result_of) {
-    std::int64_t done = 0;
-#if defined(__AVX512BF16__)
-    if constexpr (kHasPairs<T>) {
-      Halves results[kRunPairs];
-      done = for_runs(
-          count, [&](std::int64_t at, std::int64_t pairs) __attribute__((always_inline)) {
-            for_pairs(
-                pairs, [&](std::int64_t pair, auto lanes) __attribute__((always_inline)) {
-                  to_halves(result_of(at + pair * kPairLanes, lanes), results + pair);
-                });
-            store_run(row, begin + at, results, pairs);
-          });
-    }
-#endif
-    for_vectors(
-        count - done, [&](std::int64_t i, auto lanes) __attribute__((always_inline)) {
-          store(row, begin + done + i, result_of(done + i, lanes), lanes);
-        });
-  }
-
-#if defined(__AVX512BF16__)
-  /// `pairs` times kPairLanes results; only where kHasPairs<T>.
-  [[gnu::always_inline]] void store_run(std::int64_t row, std::int64_t col, const Halves* x,
-                                        std::int64_t pairs) {
-    if (out_.values != nullptr) {
-      Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
-      for (std::int64_t i = 0; i < pairs; ++i) store_native(x[i], values + i * kPairLanes);
-    }
-    if (out_.bytes == nullptr) return;
-    std::uint8_t* bytes = out_.bytes + row * out_.bytes_stride + col;
-    if (!bf16_encoder_.usable()) {
-      for (std::int64_t i = 0; i < pairs; ++i) encode_halves(x[i], bytes + i * kPairLanes);
-      return;
-    }
-    bf16_encoder_.store_run(x, pairs, bytes, out_.streams);
-  }
-#endif
-
-  /// kStretch numbers that are BF16 in memory.
-  [[gnu::always_inline]] void store_stretch(std::int64_t row, std::int64_t col, const Bf16* from) {
-#if defined(__AVX512BF16__)
-    store_two_halves(row, col, load_native<Halves>(from), load_native<Halves>(from + kPairLanes));
-#else
-    store_vectors(row, col, from);
-#endif
-  }
-
-  /// kStretch numbers that are FP32 in memory.
-  [[gnu::always_inline]] void store_stretch(std::int64_t row, std::int64_t col, const float* from) {
-    const bool bytes_alone = out_.values == nullptr && out_.bytes != nullptr;
-    if (bytes_alone && f32_encoder_.store(from, out_.bytes + row * out_.bytes_stride + col, out_.streams))
-      return;
-    store_vectors(row, col, from);
-  }
-
-  template <typename Lanes>
-  [[gnu::always_inline]] void store(std::int64_t row, std::int64_t col, f32x16 result, Lanes lanes) {
-    if (out_.values != nullptr) {
-      T* values = static_cast<T*>(out_.values) + row * out_.values_stride;
-      QUAVER_CPU_LEVEL::store(result, values + col, lanes);
-    }
-    if (out_.bytes != nullptr) {
-      // Padding is zeros: no amax, no underflow.
-      const f32x16 x = pad(rounded_to(result, static_cast<T*>(nullptr)), lanes, 0.0f);
-      padding_ += padded(lanes);
-      QUAVER_CPU_LEVEL::store(encode(x), out_.bytes + row * out_.bytes_stride + col, lanes);
-    }
-  }
-
-  /// Hands over what was counted.
-  void finish() {
-    if (out_.bytes == nullptr) return;
-    out_.counts->amax_bits = largest(amax_);
-    out_.counts->saturated = -sum(saturated_);
-    out_.counts->underflowed = -sum(underflowed_);
-    out_.counts->nan = -sum(nan_);
-    out_.counts->infinite = -sum(infinite_);
-    out_.counts->zeros = -sum(zeros_) - padding_;
-    bf16_encoder_.add_to(*out_.counts);
-    f32_encoder_.add_to(*out_.counts);
-#if defined(__AVX512BF16__)
-    if (out_.streams) _mm_sfence();  // other threads read the bytes after this
-#endif
-  }
-
- private:
-  template <typename From>
-  [[gnu::always_inline]] void store_vectors(std::int64_t row, std::int64_t col, const From* from) {
-    for (std::int64_t i = 0; i < kStretch; i += kLanes) store(row, col + i, load(from + i, Full{}), Full{});
-  }
-
-#if defined(__AVX512BF16__)
-  [[gnu::always_inline]] void encode_halves(Halves x, std::uint8_t* bytes) {
-    QUAVER_CPU_LEVEL::store(encode(low_of(x)), bytes, Full{});
-    QUAVER_CPU_LEVEL::store(encode(high_of(x)), bytes + kLanes, Full{});
-  }
-
-  [[gnu::always_inline]] void store_halves(std::int64_t row, std::int64_t col, Halves x) {
-    if (out_.values != nullptr) {
-      store_native(x, static_cast<Bf16*>(out_.values) + row * out_.values_stride + col);
-    }
-    if (out_.bytes == nullptr) return;
-    std::uint8_t* bytes = out_.bytes + row * out_.bytes_stride + col;
-    if (bf16_encoder_.usable()) {
-      bf16_encoder_.store(x, bytes);
-    } else {
-      encode_halves(x, bytes);
-    }
-  }
-
-  [[gnu::always_inline]] void store_two_halves(std::int64_t row, std::int64_t col, Halves a, Halves b) {
-    if (out_.bytes == nullptr || !bf16_encoder_.usable()) {
-      store_halves(row, col, a);
-      store_halves(row, col + kPairLanes, b);
-      return;
-    }
-    if (out_.values != nullptr) {
-      Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
-      store_native(a, values);
-      store_native(b, values + kPairLanes);
-    }
-    bf16_encoder_.store_two(a, b, out_.bytes + row * out_.bytes_stride + col, out_.streams);
-  }
-#endif
-
+  /// The code in the low 8 bits of every lane.
   [[gnu::always_inline]] i32x16 encode(f32x16 x) {
     const i32x16 x_magnitude = bits_of(x) & i32s(kAbsMask);
     if (__builtin_expect(any(x_magnitude > encoder_.inside), 0)) return encode_any(x, x_magnitude);
@@ -245,6 +90,22 @@ class Producer {
     amax_ = max(amax_, x_magnitude);
     return Fp8Encoder::with_sign(code, bits_of(x));
   }
+
+  /// Padding is zeros: no amax, no underflow.
+  [[gnu::always_inline]] void leave_out(int padding) { padding_ += padding; }
+
+  void add_to(CastCounts& counts) const {
+    const std::int32_t amax_bits = largest(amax_);
+    if (amax_bits > counts.amax_bits) counts.amax_bits = amax_bits;
+    counts.underflowed -= sum(underflowed_);
+    counts.zeros -= sum(zeros_) + padding_;
+    if (!any(saturated_ + nan_ + infinite_)) return;
+    counts.saturated -= sum(saturated_);
+    counts.nan -= sum(nan_);
+    counts.infinite -= sum(infinite_);
+  }
+
+ private:
   /// Of numbers that may saturate, infinities and NaN among them.
   [[gnu::always_inline]] i32x16 encode_any(f32x16 x, i32x16 x_magnitude) {
     const i32x16 y = bits_of(x * encoder_.scale);
@@ -260,13 +121,230 @@ class Producer {
     return code;
   }
 
-  const ProducerRows out_;
   const Fp8Encoder encoder_;
-  Bf16Encoder bf16_encoder_;
-  F32Encoder f32_encoder_;
   i32x16 amax_ = i32s(0), saturated_ = i32s(0), underflowed_ = i32s(0), nan_ = i32s(0);
   i32x16 infinite_ = i32s(0), zeros_ = i32s(0);
   std::int64_t padding_ = 0;
+};
+
+/// Stores vectors of results, of any value.
+template <typename T>
+class VectorStore {
+ public:
+  explicit VectorStore(const ProducerRows& out) : out_(out), encoder_(out.e5m2, out.scale) {}
+
+  template <typename Lanes>
+  [[gnu::always_inline]] void store(std::int64_t row, std::int64_t col, f32x16 result, Lanes lanes) {
+    if (out_.values != nullptr) {
+      T* values = static_cast<T*>(out_.values) + row * out_.values_stride;
+      QUAVER_CPU_LEVEL::store(result, values + col, lanes);
+    }
+    if (out_.bytes != nullptr) {
+      const f32x16 x = pad(rounded_to(result, static_cast<T*>(nullptr)), lanes, 0.0f);
+      encoder_.leave_out(padded(lanes));
+      QUAVER_CPU_LEVEL::store(encoder_.encode(x), out_.bytes + row * out_.bytes_stride + col, lanes);
+    }
+  }
+
+  void finish() const {
+    if (out_.bytes != nullptr) encoder_.add_to(*out_.counts);
+  }
+
+ private:
+  const ProducerRows out_;
+  CountingEncoder encoder_;
+};
+
+/// Stores `count` numbers from memory. Not inlined: one copy serves all formulas. By value, so that nobody's Producer has an
+/// address and its encoders stay in registers.
+template <typename T, typename From>
+[[gnu::noinline]] void store_vectors(ProducerRows out, std::int64_t row, std::int64_t col, const From* from,
+                                     std::int64_t count) {
+  VectorStore<T> to(out);
+  for_vectors(
+      count, [&](std::int64_t i, auto lanes)
+                 __attribute__((always_inline)) { to.store(row, col + i, load(from + i, lanes), lanes); });
+  to.finish();
+}
+
+/// Columns of a run. Results are computed and then encoded in runs: both at once need more registers than there are, and would
+/// make every formula hold every encoder.
+constexpr std::int64_t kRunColumns = 1024;
+
+/// The results of a run, in the nearest cache.
+template <typename T>
+class Run {
+ public:
+  template <int N>
+  [[gnu::always_inline]] void keep(std::int64_t i, F32<N> results) {
+    store(results, results_ + i, Whole<N>{});
+  }
+  const float* results() const { return results_; }
+
+ private:
+  alignas(64) float results_[kRunColumns];
+};
+
+#if defined(__AVX512BF16__)
+/// Rounded.
+template <>
+class Run<Bf16> {
+ public:
+  template <int N>
+  [[gnu::always_inline]] void keep(std::int64_t i, F32<N> results) {
+    if constexpr (N == 1) {
+      store(results, reinterpret_cast<Bf16*>(pairs_) + i, Full{});
+    } else {
+      to_halves(results, pairs_ + i / kPairLanes);
+    }
+  }
+  const Halves* pairs() const { return pairs_; }
+  const Bf16* results() const { return reinterpret_cast<const Bf16*>(pairs_); }
+
+ private:
+  Halves pairs_[kRunColumns / kPairLanes];
+};
+#endif
+
+/// Calls body(column, columns) for the runs of a row of `count` columns.
+template <typename F>
+[[gnu::always_inline]] inline void for_runs(std::int64_t count, F body) {
+  for (std::int64_t done = 0; done < count; done += kRunColumns)
+    body(done, count - done < kRunColumns ? count - done : kRunColumns);
+}
+
+/// body(column, lanes) over the columns of a run: where there are pairs of vectors two of them at once, then one.
+template <typename T, typename F>
+[[gnu::always_inline]] inline void for_run(std::int64_t columns, F body) {
+  std::int64_t done = 0;
+  if constexpr (kHasPairs<T>) {
+    for (; done + 2 * kPairLanes <= columns; done += 2 * kPairLanes) body(done, Whole<4>{});
+    if (done + kPairLanes <= columns) {
+      body(done, Whole<2>{});
+      done += kPairLanes;
+    }
+  }
+  for_vectors(
+      columns - done, [&](std::int64_t i, auto lanes)
+                          __attribute__((always_inline)) { body(done + i, lanes); });
+}
+
+template <typename T>
+class Producer {
+ public:
+  explicit Producer(const ProducerRows& out)
+      : out_(out),
+        bf16_encoder_(out.e5m2, out.scale, out.bytes != nullptr),
+        f32_encoder_(out.e5m2, out.scale) {
+    if (out.bytes != nullptr) *out.counts = CastCounts{};
+  }
+
+  /// Stores result_of(i, lanes) in column begin + i for i in [0, count).
+  template <typename F>
+  [[gnu::always_inline]] void store_row(std::int64_t row, std::int64_t begin, std::int64_t count,
+                                        F result_of) {
+    Run<T> run;
+    for_runs(
+        count, [&](std::int64_t first, std::int64_t columns) __attribute__((always_inline)) {
+          for_run<T>(
+              columns, [&](std::int64_t i, auto lanes)
+                           __attribute__((always_inline)) { run.keep(i, result_of(first + i, lanes)); });
+          store_run(row, begin + first, run, columns);
+        });
+  }
+
+  /// The first `columns` of a run.
+  [[gnu::always_inline]] void store_run(std::int64_t row, std::int64_t col, const Run<T>& run,
+                                        std::int64_t columns) {
+    std::int64_t done = 0;
+#if defined(__AVX512BF16__)
+    if constexpr (kHasPairs<T>) {
+      if (out_.bytes == nullptr || bf16_encoder_.usable()) {
+        const std::int64_t pairs = columns / kPairLanes;
+        store_pairs(row, col, run.pairs(), pairs);
+        done = pairs * kPairLanes;
+      }
+    }
+#endif
+    if (done < columns) store_vectors<T>(out_, row, col + done, run.results() + done, columns - done);
+  }
+
+#if defined(__AVX512BF16__)
+  /// `count` numbers that are BF16 in memory.
+  [[gnu::always_inline]] void store_numbers(std::int64_t row, std::int64_t col, const Bf16* from,
+                                            std::int64_t count) {
+    std::int64_t done = 0;
+    if (out_.bytes != nullptr && bf16_encoder_.usable()) {
+      for (; done + kStretch <= count; done += kStretch)
+        store_two_halves(row, col + done, load_native<Halves>(from + done),
+                         load_native<Halves>(from + done + kPairLanes));
+    }
+    if (done < count) store_vectors<T>(out_, row, col + done, from + done, count - done);
+  }
+
+  /// `count` numbers that are FP32 in memory.
+  [[gnu::always_inline]] void store_numbers(std::int64_t row, std::int64_t col, const float* from,
+                                            std::int64_t count) {
+    const bool bytes_alone = out_.values == nullptr && out_.bytes != nullptr;
+    VectorStore<T> to(out_);
+    std::int64_t done = 0;
+    for (; done + kStretch <= count; done += kStretch) {
+      std::uint8_t* bytes = out_.bytes + row * out_.bytes_stride + col + done;
+      if (bytes_alone && f32_encoder_.store(from + done, bytes, out_.streams)) continue;
+      for (std::int64_t i = done; i < done + kStretch; i += kLanes)
+        to.store(row, col + i, load(from + i, Full{}), Full{});
+    }
+    to.finish();
+    if (done < count) store_vectors<T>(out_, row, col + done, from + done, count - done);
+  }
+#else
+  /// `count` numbers that are `From` in memory.
+  template <typename From>
+  void store_numbers(std::int64_t row, std::int64_t col, const From* from, std::int64_t count) {
+    store_vectors<T>(out_, row, col, from, count);
+  }
+#endif
+
+  /// Results of a few columns.
+  void store_few(std::int64_t row, std::int64_t col, const float* results, std::int64_t columns) {
+    store_vectors<T>(out_, row, col, results, columns);
+  }
+
+  /// Hands over what was counted.
+  void finish() {
+    if (out_.bytes == nullptr) return;
+    bf16_encoder_.add_to(*out_.counts);
+    f32_encoder_.add_to(*out_.counts);
+#if defined(__AVX512BF16__)
+    if (out_.streams) _mm_sfence();  // other threads read the bytes after this
+#endif
+  }
+
+ private:
+#if defined(__AVX512BF16__)
+  [[gnu::always_inline]] void store_pairs(std::int64_t row, std::int64_t col, const Halves* x,
+                                          std::int64_t pairs) {
+    if (out_.values != nullptr) {
+      Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
+      for (std::int64_t i = 0; i < pairs; ++i) store_native(x[i], values + i * kPairLanes);
+    }
+    if (out_.bytes == nullptr) return;
+    bf16_encoder_.store_run(x, pairs, out_.bytes + row * out_.bytes_stride + col, out_.streams);
+  }
+
+  [[gnu::always_inline]] void store_two_halves(std::int64_t row, std::int64_t col, Halves a, Halves b) {
+    if (out_.values != nullptr) {
+      Bf16* values = static_cast<Bf16*>(out_.values) + row * out_.values_stride + col;
+      store_native(a, values);
+      store_native(b, values + kPairLanes);
+    }
+    bf16_encoder_.store_two(a, b, out_.bytes + row * out_.bytes_stride + col, out_.streams);
+  }
+#endif
+
+  const ProducerRows out_;
+  Bf16Encoder bf16_encoder_;
+  F32Encoder f32_encoder_;
 };
 
 }  // namespace

@@ -345,19 +345,22 @@ template <typename Fold>
 [[gnu::always_inline]] inline float sum(f32x16 v) {
   return fold_lanes(v, AddLanes{});
 }
+/// Of lanes whose sums have 32 bits.
 [[gnu::always_inline]] inline std::int64_t sum(i32x16 v) {
-  std::int32_t lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof lanes);
+  NativeI32 sums = v.part[0];
+#pragma GCC unroll 4
+  for (int p = 1; p < kParts; ++p) sums += v.part[p];
   std::int64_t total = 0;
-  for (std::int32_t lane : lanes) total += lane;
+  for (int i = 0; i < kNativeLanes; ++i) total += sums[i];
   return total;
 }
 [[gnu::always_inline]] inline std::int32_t largest(i32x16 v) {
-  std::int32_t lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof lanes);
-  std::int32_t best = lanes[0];
-  for (std::int32_t lane : lanes) best = lane > best ? lane : best;
-  return best;
+  NativeI32 best = v.part[0];
+#pragma GCC unroll 4
+  for (int p = 1; p < kParts; ++p) best = v.part[p] > best ? v.part[p] : best;
+  std::int32_t result = best[0];
+  for (int i = 1; i < kNativeLanes; ++i) result = best[i] > result ? best[i] : result;
+  return result;
 }
 /// Of lanes with NaN: one of them or the largest of some others.
 [[gnu::always_inline]] inline float largest(f32x16 v) {
