@@ -96,7 +96,7 @@ class IdleRuntime final : public cuda::DeviceRuntime {
   MemorySource host_memory() override { return quaver::host_memory(); }
   // As on an H100.
   bool needs_transposed_fp8() const override { return true; }
-  int multiprocessors() const override { return 132; }
+  cuda::ChipSize chip_size() const override { return {132, 227 << 10}; }
   bool has_warpgroup_products() const override { return true; }
   void copy_from_host(const void*, void*, std::size_t) override { count("copy from the host"); }
   void copy_to_host(const void* source, void* destination, std::size_t bytes) override {

@@ -8,10 +8,14 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
+cuda::ChipSize chip_of(int multiprocessors) {
+  return {multiprocessors, 227 << 10};
+}
+
 /// A backend of the CUDA kernels, and the columns of logits that it takes in one pass.
 struct OnePassDevice {
   std::string name;
-  int multiprocessors;
+  cuda::ChipSize chip;
   std::int64_t cols;
 };
 void PrintTo(const OnePassDevice& device, std::ostream* out) {
@@ -37,7 +41,7 @@ class OnePass : public ::testing::TestWithParam<OnePassDevice> {
   }
   std::vector<Tensor> results(DType format, float scale, bool values) {
     Output output = full_output(size, size.cols, format, scale, values);
-    EXPECT_NE(cuda::suits_one_pass(logits, gradient_scale, output, GetParam().multiprocessors), values);
+    EXPECT_NE(cuda::suits_one_pass(logits, gradient_scale, output, GetParam().chip), values);
     const Tensor losses = random_vector(kRows, 3);
     backend->cross_entropy(logits, targets, gradient_scale, losses, output);
     output.values = {};
@@ -59,9 +63,9 @@ class OnePass : public ::testing::TestWithParam<OnePassDevice> {
 std::vector<OnePassDevice> one_pass_devices() {
   std::vector<OnePassDevice> devices;
   // Of 6 strips three are a block's; 8 fill all warps; one part is full, one is not.
-  for (const std::int64_t cols : {384, 448, 512}) devices.push_back({"emulation", 2, cols});
+  for (const std::int64_t cols : {384, 448, 512}) devices.push_back({"emulation", chip_of(2), cols});
   for (const std::string& name : test_backends()) {
-    if (name == "cuda") devices.push_back({name, 132, 32768});
+    if (name == "cuda") devices.push_back({name, chip_of(132), 32768});
   }
   return devices;
 }
@@ -103,17 +107,17 @@ TEST_P(OnePass, ATargetOutsideTheVocabularyIsRefused) {
 }
 
 TEST(OnePassSuits, ShapesAndResults) {
-  const auto suits = [](std::int64_t rows, std::int64_t cols, int multiprocessors) {
+  const auto suits = [](std::int64_t rows, std::int64_t cols, const cuda::ChipSize& chip) {
     const MatrixCase size{rows, cols, DType::bf16, false};
-    return cuda::suits_one_pass(empty_matrix(size), 1, full_output(size, cols, DType::e5m2, 1, false),
-                                multiprocessors);
+    return cuda::suits_one_pass(empty_matrix(size), 1, full_output(size, cols, DType::e5m2, 1, false), chip);
   };
-  EXPECT_TRUE(suits(1024, 512, 2));
-  EXPECT_FALSE(suits(1024 + 32, 512, 2)) << "part of a run of transposed bytes";
-  EXPECT_FALSE(suits(1024, 512 - 8, 2)) << "part of a strip";
-  EXPECT_FALSE(suits(1024, 512, 1)) << "more strips than warps";
-  EXPECT_FALSE(suits(1024, 320, 2)) << "3 of 8 warps without a strip";
-  EXPECT_FALSE(suits(cuda::kEnoughRows - cuda::kRunBytes, 512, 2));
+  EXPECT_TRUE(suits(1024, 512, chip_of(2)));
+  EXPECT_FALSE(suits(1024 + 32, 512, chip_of(2))) << "part of a run of transposed bytes";
+  EXPECT_FALSE(suits(1024, 512 - 8, chip_of(2))) << "part of a strip";
+  EXPECT_FALSE(suits(1024, 512, chip_of(1))) << "more strips than warps";
+  EXPECT_FALSE(suits(1024, 320, chip_of(2))) << "3 of 8 warps without a strip";
+  EXPECT_FALSE(suits(cuda::kEnoughRows - cuda::kRunBytes, 512, chip_of(2)));
+  EXPECT_FALSE(suits(1024, 512, {2, 99 << 10})) << "the shared memory of sm_89";
 }
 
 TEST(OnePassSuits, NothingButFp8BytesWithTheirTraces) {
@@ -122,7 +126,7 @@ TEST(OnePassSuits, NothingButFp8BytesWithTheirTraces) {
   const auto suits = [&](float gradient_scale, const std::function<void(Output&)>& change) {
     Output output = full_output(size, size.cols, DType::e5m2, 1, false);
     change(output);
-    return cuda::suits_one_pass(logits, gradient_scale, output, 2);
+    return cuda::suits_one_pass(logits, gradient_scale, output, chip_of(2));
   };
   const auto nothing = [](Output&) {};
   EXPECT_TRUE(suits(1, nothing));

@@ -31,7 +31,7 @@ class EmulatedRuntime final : public cuda::DeviceRuntime {
   }
   MemorySource host_memory() override { return quaver::host_memory(); }
   bool needs_transposed_fp8() const override { return needs_transposed_fp8_; }
-  int multiprocessors() const override { return 2; }
+  cuda::ChipSize chip_size() const override { return {2, 227 << 10}; }
   bool has_warpgroup_products() const override {
     return false;
   }  // their tiles are large: slow for small models

@@ -131,14 +131,15 @@ void DeviceBackend::cross_entropy(const Tensor& logits, const Tensor& targets, f
   check_cross_entropy(logits, targets, losses, dlogits);
   const GradientScale scale{gradient_scale, std::log2(std::fabs(gradient_scale))};
   TargetRows of_rows{targets.data<std::int32_t>(), losses.data<float>(), nullptr, faults_.data<int>()};
-  const int multiprocessors = runtime_->multiprocessors();
-  if (suits_one_pass(logits, gradient_scale, dlogits, multiprocessors)) {
+  const ChipSize chip = runtime_->chip_size();
+  if (suits_one_pass(logits, gradient_scale, dlogits, chip)) {
     const Tensor missing = allocate(DType::i32, {one_pass_numbers(logits)});
     fill(missing, static_cast<std::int32_t>(kMissing));
     const LogitPass pass = one_pass_of(logits, of_rows, scale, dlogits, missing);
     const auto kernel =
         pass.sink.format == Fp8::e4m3 ? cross_entropy_once<Fp8::e4m3> : cross_entropy_once<Fp8::e5m2>;
-    return launch("cross_entropy", kernel, {multiprocessors, kPassThreads, kPassSharedBytes}, stream(), pass);
+    return launch("cross_entropy", kernel, {chip.multiprocessors, kPassThreads, kPassSharedBytes}, stream(),
+                  pass);
   }
   const Tensor numbers = allocate(DType::f32, {logits.rows(), 2});
   of_rows.gradients = reinterpret_cast<RowGradient*>(numbers.data<float>());

@@ -9,6 +9,7 @@
 
 #include "ops/cuda/cross_entropy_strips.cuh"
 #include "ops/cuda/cross_entropy_sums.cuh"
+#include "ops/cuda/device_backend.h"
 
 namespace quaver::cuda {
 
@@ -40,19 +41,22 @@ __global__ void __launch_bounds__(kPassThreads, 1)
 /// With fewer rows, those before the first and after the last tile take too long. 512 x 32768 is as fast in two passes.
 constexpr std::int64_t kEnoughRows = 1024;
 
-/// Whether one pass takes such operands, and pays on a device of so many multiprocessors: strips for more than 5 of 8 of their warps.
+/// Whether one pass takes such operands, and pays on such a chip: strips for more than 5 of 8 of its warps. Chips before sm_90 and those of
+/// sm_120 have too little shared memory.
 inline bool suits_one_pass(const Tensor& logits, float gradient_scale, const Output& dlogits,
-                           int multiprocessors) {
+                           const ChipSize& chip) {
   constexpr std::int64_t kMostParts = std::int64_t{1} << 31;  // of LogitPass::row_magic
   const QuantizedTensor& quantized = dlogits.quantized;
   const Quantizer& quantizer = dlogits.quantizer;
   const std::int64_t rows = logits.rows(), cols = logits.cols(), row_parts = blocks_for(cols, kPartCols),
-                     strips = cols / kStripCols, strip_warps = std::int64_t{kStripWarps} * multiprocessors;
-  return logits.dtype() == DType::bf16 && !dlogits.values && quantized.bytes && quantized.transposed &&
-         quantizer.amax && quantizer.counters && gradient_scale > 0 && rows >= kEnoughRows &&
-         rows % kRunBytes == 0 && cols % kStripCols == 0 && 8 * strips > 5 * strip_warps &&
-         strips <= strip_warps && rows * row_parts * row_parts < kMostParts && packs(logits) &&
-         packs(quantized.bytes) && run_of(matrix_of<std::uint8_t>(quantized.transposed)) == 16;
+                     strips = cols / kStripCols,
+                     strip_warps = std::int64_t{kStripWarps} * chip.multiprocessors;
+  return chip.shared_bytes >= kPassSharedBytes && logits.dtype() == DType::bf16 && !dlogits.values &&
+         quantized.bytes && quantized.transposed && quantizer.amax && quantizer.counters &&
+         gradient_scale > 0 && rows >= kEnoughRows && rows % kRunBytes == 0 && cols % kStripCols == 0 &&
+         8 * strips > 5 * strip_warps && strips <= strip_warps && rows * row_parts * row_parts < kMostParts &&
+         packs(logits) && packs(quantized.bytes) &&
+         run_of(matrix_of<std::uint8_t>(quantized.transposed)) == 16;
 }
 
 }  // namespace quaver::cuda

@@ -19,6 +19,12 @@
 
 namespace quaver::cuda {
 
+/// What a kernel that fills a multiprocessor may count on.
+struct ChipSize {
+  int multiprocessors = 0;
+  std::size_t shared_bytes = 0;  ///< of a block's dynamic shared memory, at most
+};
+
 /// Memory, copies and the stream of one device. Copies run in the stream's order.
 class DeviceRuntime {
  public:
@@ -29,7 +35,7 @@ class DeviceRuntime {
   /// Memory of the host that kernels reach under the same addresses.
   virtual MemorySource host_memory() = 0;
   virtual bool needs_transposed_fp8() const = 0;
-  virtual int multiprocessors() const = 0;
+  virtual ChipSize chip_size() const = 0;
   /// The chip's own products of whole warpgroups (sm_90a), and code for them in this build.
   virtual bool has_warpgroup_products() const = 0;
   /// The source may be reused as soon as this returns.

@@ -115,7 +115,9 @@ class CudaRuntime final : public DeviceRuntime {
   }
   MemorySource host_memory() override { return pinned_memory(); }
   bool needs_transposed_fp8() const override { return !takes_any_fp8_layout(chip()); }
-  int multiprocessors() const override { return properties_.multiProcessorCount; }
+  ChipSize chip_size() const override {
+    return {properties_.multiProcessorCount, properties_.sharedMemPerBlockOptin};
+  }
   bool has_warpgroup_products() const override { return chip() == 90 && kCompiledForSm90a; }
 
   void copy_from_host(const void* source, void* destination, std::size_t bytes) override {
