@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/busy_timer.h"
+#include "normal_numbers.h"
 #include "ops/cpu/peak.h"
 #include "quaver/backend.h"
 
@@ -25,14 +26,6 @@ double seconds_of(const std::function<void()>& body, int threads) {
   const BusyTimer timer(threads);
   body();
   return timer.seconds();
-}
-
-Tensor normal(Backend& backend, std::int64_t rows, std::int64_t cols, std::uint64_t stream) {
-  const Tensor real = backend.allocate(DType::f32, {rows, cols}),
-               values = backend.allocate(DType::bf16, {rows, cols});
-  backend.fill_normal(real, 0, 1, 1, stream);
-  backend.convert(real, values);
-  return values;
 }
 
 struct Options {

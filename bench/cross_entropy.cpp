@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/busy_timer.h"
+#include "normal_numbers.h"
 #include "quaver/backend.h"
 
 namespace quaver {
@@ -34,14 +35,6 @@ Output fp8_gradient(Backend& backend, std::int64_t rows, std::int64_t cols) {
   gradient.quantizer = {DType::e5m2, filled(backend, DType::f32, {1}, kCastScale),
                         filled(backend, DType::f32, {1}, 0), filled(backend, DType::i64, {kCastCounters}, 0)};
   return gradient;
-}
-
-Tensor normal_logits(Backend& backend, std::int64_t rows, std::int64_t cols) {
-  const Tensor real = backend.allocate(DType::f32, {rows, cols}),
-               logits = backend.allocate(DType::bf16, {rows, cols});
-  backend.fill_normal(real, 0, 1, 1, 1);
-  backend.convert(real, logits);
-  return logits;
 }
 
 Tensor scattered_targets(Backend& backend, std::int64_t rows, std::int64_t cols) {
@@ -77,7 +70,7 @@ std::vector<double> times_of(Backend& backend, const std::vector<std::function<v
 }
 
 void measure(Backend& backend, std::int64_t rows, std::int64_t cols, int rounds) {
-  const Tensor logits = normal_logits(backend, rows, cols), targets = scattered_targets(backend, rows, cols),
+  const Tensor logits = normal(backend, rows, cols, 1), targets = scattered_targets(backend, rows, cols),
                losses = backend.allocate(DType::f32, {rows}),
                from = filled(backend, DType::u8, {kCopyBytes}, 1),
                to = backend.allocate(DType::u8, {kCopyBytes});

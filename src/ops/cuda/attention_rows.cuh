@@ -3,14 +3,10 @@
 
 #include <climits>
 #include <cstdint>
-#include <limits>
 
 #include "ops/cuda/attention_tile.cuh"
 
 namespace quaver::cuda {
-
-constexpr float kLn2 = 0.69314718f;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// AttentionCall for device code.
 template <typename T>

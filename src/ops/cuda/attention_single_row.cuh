@@ -7,6 +7,7 @@
 #pragma once
 
 #include "ops/cuda/attention_rows.cuh"
+#include "ops/cuda/exponential.cuh"
 
 namespace quaver::cuda {
 

@@ -19,7 +19,9 @@ constexpr int kTilesAhead = 6;  // of a warp in shared memory, most of them on t
 constexpr int kGroupsAhead = 7;
 constexpr unsigned kPause = 40;  // ns, between looks for what is not there yet
 
-constexpr int kStageBytes = 4096;  // of a tile, or of a part
+constexpr int kPackBytes = 2 * kPack,
+              kWarpBytes = 32 * kPackBytes;  // of a lane's pack, of those of all lanes
+constexpr int kStageBytes = 4096;            // of a tile, or of a part
 static_assert(kStageBytes == 2 * kPartCols && kStageBytes == 2 * kGroupRows * kStripCols);
 /// Transposed bytes of four groups are stored at once: how wide these stores are decides the time.
 constexpr int kRunGroups = 4, kRunBytes = kRunGroups * kGroupRows;

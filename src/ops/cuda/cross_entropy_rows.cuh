@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "ops/cuda/exponential.cuh"
 #include "ops/cuda/faults.cuh"
@@ -14,9 +13,6 @@
 #include "ops/cuda/reduce.cuh"
 
 namespace quaver::cuda {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLn2 = 0.693147181f;
 
 /// Of a part, a lane has kPartPacks packs, which lie kPackStride logits apart.
 constexpr int kPartPacks = 8, kPackStride = 32 * kPack, kPartCols = kPartPacks * kPackStride;

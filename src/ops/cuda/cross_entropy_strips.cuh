@@ -27,7 +27,8 @@ __device__ inline void forget(unsigned& word) {
 }
 #else
 inline void store_passing(std::uint8_t* to, unsigned a, unsigned b) {
-  store_shared(to, a, b);
+  const unsigned words[] = {a, b};
+  std::memcpy(to, words, sizeof words);
 }
 inline void store_passing(std::uint8_t* to, const Pack<bf16, 8>& run) {
   std::memcpy(to, &run, sizeof run);
@@ -72,10 +73,10 @@ __device__ unsigned write_row(std::uint8_t* to, const Pack<bf16, kPack>& z, floa
   widen(z, x);
 #pragma unroll
   for (int e = 0; e < kPack; ++e) scaled[e] = rounded_to_bf16(scaled_probability(x[e], offset)) * factor;
-  const unsigned low = fp8_word<kFormat>(scaled[0], scaled[1], scaled[2], scaled[3]),
-                 high = fp8_word<kFormat>(scaled[4], scaled[5], scaled[6], scaled[7]);
-  store_passing(to, low, high);
-  return add_bytes(zero_bytes_of(high), add_bytes(zero_bytes_of(low), zero_bytes_x128));
+  unsigned words[2];
+  fp8_words(kFormat, scaled, words);
+  store_passing(to, words[0], words[1]);
+  return add_bytes(zero_bytes_of(words[1]), add_bytes(zero_bytes_of(words[0]), zero_bytes_x128));
 }
 
 /// A lane's rows: bytes go to memory, `columns` gets those of each column.
@@ -144,7 +145,7 @@ struct TileReader {
       const bf16* row = left.data;
 #pragma unroll
       for (int m = 0; m < kLaneRows; ++m) {
-        copy_16_bytes(to + m * 512, row, true, policy);
+        copy_16_bytes(to + m * kWarpBytes, row, true, policy);
         row += left.stride;
       }
       left.data += kGroupRows * left.stride;
@@ -155,7 +156,7 @@ struct TileReader {
 };
 
 /// What a lane knows of the row of a group that is its own: the gradient if it is there yet.
-struct LaneRow {
+struct OwnRow {
   RowGradient gradient;
   int target;
 
@@ -219,13 +220,14 @@ __device__ void write_strip(const LogitPass& pass, int lane, SharedAddress runs,
   const int down = lane / 8 * kLaneRows, across = lane % 8 * kPack, first = strip * kStripCols + across;
   const float factor = *pass.sink.scale;
   TileCounts counts;
-  const SharedAddress begin = opaque(stages + lane * 16, lane), end = begin + kTilesAhead * kStageBytes;
+  const SharedAddress begin = opaque(stages + lane * kPackBytes, lane),
+                      end = begin + kTilesAhead * kStageBytes;
   TileReader reader{
       {pass.logits.address(down, first), pass.logits.stride}, 0, pass.groups, cache_policy(Keep::no_longer)};
 #pragma unroll
   for (int i = 0; i < kTilesAhead; ++i) reader.start(begin + i * kStageBytes);
   SharedAddress own = begin;
-  LaneRow next;
+  OwnRow next;
   next.read(pass, lane);
   Matrix<std::uint8_t> bytes{pass.sink.bytes.address(down, first), pass.sink.bytes.stride},
       transposed{pass.sink.transposed.address(strip * kStripCols + lane / 8, lane % 8 * 16),
@@ -234,12 +236,12 @@ __device__ void write_strip(const LogitPass& pass, int lane, SharedAddress runs,
     wait_for_copies_but<kTilesAhead - 1>();
     if (lane == 0) increment_shared(progress);
     const int own_row = g * kGroupRows + lane;
-    LaneRow row = next;
+    OwnRow row = next;
     const int hot = row.target - strip * kStripCols;
     if (g + 1 < pass.groups) next.read(pass, own_row + kGroupRows);
     Pack<bf16, kPack> z[kLaneRows];
 #pragma unroll
-    for (int m = 0; m < kLaneRows; ++m) z[m] = shared_pack(own + m * 512);
+    for (int m = 0; m < kLaneRows; ++m) z[m] = shared_pack(own + m * kWarpBytes);
     reader.start(own);
     own += kStageBytes;
     if (own == end) own = begin;

@@ -13,16 +13,7 @@ struct PartReader {
   SharedAddress progress;  ///< of the number of tiles that the block has begun
   int block_strips;
   std::uint64_t policy;
-  unsigned next = 0;  ///< lane 0's ticket, drawn one part ahead
 
-  __device__ void draw() {
-    if (lane == 0) next = draw_ticket(pass.tickets + kPartTicket);
-  }
-  __device__ int take() {
-    const int part = static_cast<int>(__shfl_sync(kAllLanes, next, 0));
-    draw();
-    return part;
-  }
   __device__ bool is_part(int part) const { return part < pass.rows * pass.row_parts; }
   __device__ int row_of(int part) const {
     return static_cast<int>(static_cast<std::uint64_t>(part) * pass.row_magic >> 31);
@@ -48,8 +39,8 @@ struct PartReader {
 #pragma unroll
     for (int i = 0; i < kPartPacks; ++i) {
       const bool inside = column + i * kPackStride < pass.cols;
-      copy_16_bytes(stage + lane * 16 + i * 512, inside ? from + i * kPackStride : pass.logits.data, inside,
-                    policy);
+      copy_16_bytes(stage + lane * kPackBytes + i * kWarpBytes,
+                    inside ? from + i * kPackStride : pass.logits.data, inside, policy);
     }
     end_copies();
     return pass.of_rows.targets[row];
@@ -60,8 +51,9 @@ struct PartReader {
 __device__ inline void sum_parts(const LogitPass& pass, int lane, SharedAddress stage, SharedAddress progress,
                                  int block_strips) {
   PartReader reader{pass, lane, opaque(stage, lane), progress, block_strips, cache_policy(Keep::longest)};
-  reader.draw();
-  int part = reader.take(), target = 0;
+  Tickets tickets{pass.tickets + kPartTicket, lane};
+  tickets.draw();
+  int part = tickets.take(), target = 0;
   bool started = false;
   while (reader.is_part(part)) {
     if (!started) {
@@ -72,9 +64,10 @@ __device__ inline void sum_parts(const LogitPass& pass, int lane, SharedAddress 
     wait_for_copies_but<0>();
     PartPacks<bf16> z;
 #pragma unroll
-    for (int i = 0; i < kPartPacks; ++i) z[i] = shared_pack(reader.stage + lane * 16 + i * 512);
+    for (int i = 0; i < kPartPacks; ++i)
+      z[i] = shared_pack(reader.stage + lane * kPackBytes + i * kWarpBytes);
     const int column = reader.column_of(part, reader.row_of(part)), own_target = target,
-              following = reader.take(), row = reader.row_of(following);
+              following = tickets.take(), row = reader.row_of(following);
     started = reader.is_part(following) && reader.may_start(row);
     if (started) target = reader.start(following, row);
     if (column - lane * kPack + kPartCols > pass.cols)
@@ -162,17 +155,10 @@ __device__ __forceinline__ void join_row(const LogitPass& pass, int row, float f
 template <Fp8 kFormat>
 __device__ void join_rows(const LogitPass& pass, int lane) {
   const float factor = *pass.sink.scale;
-  unsigned next = 0;
-  const auto draw = [&] {
-    if (lane == 0) next = draw_ticket(pass.tickets + kRowTicket);
-  };
-  draw();
-  int row = static_cast<int>(__shfl_sync(kAllLanes, next, 0));
-  while (row < pass.rows) {
-    draw();
+  Tickets tickets{pass.tickets + kRowTicket, lane};
+  tickets.draw();
+  for (int row = tickets.take(); row < pass.rows; row = tickets.take())
     join_row<kFormat>(pass, row, factor, lane);
-    row = static_cast<int>(__shfl_sync(kAllLanes, next, 0));
-  }
 }
 
 }  // namespace quaver::cuda

@@ -1,11 +1,14 @@
 /// The chip's exponential and reciprocal.
 #pragma once
 
+#include <limits>
+
 #include "ops/cuda/launch.h"
 
 namespace quaver::cuda {
 
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.69314718f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// 2^x within 2 units of the last place; results that would be denormal are 0.
 __device__ inline float power_of_two(float x) {

@@ -47,26 +47,6 @@ __device__ inline unsigned fp8_pair(Fp8 format, float low, float high) {
   return pair;
 }
 
-/// Four at once, the first in the lowest byte.
-template <Fp8 kFormat>
-__device__ unsigned fp8_word(float a, float b, float c, float d) {
-  unsigned word;
-  if constexpr (kFormat == Fp8::e4m3) {
-    asm("{.reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, "
-        "%4, "
-        "%3; mov.b32 %0, {low, high};}"
-        : "=r"(word)
-        : "f"(a), "f"(b), "f"(c), "f"(d));
-  } else {
-    asm("{.reg .b16 low, high; cvt.rn.satfinite.e5m2x2.f32 low, %2, %1; cvt.rn.satfinite.e5m2x2.f32 high, "
-        "%4, "
-        "%3; mov.b32 %0, {low, high};}"
-        : "=r"(word)
-        : "f"(a), "f"(b), "f"(c), "f"(d));
-  }
-  return word;
-}
-
 /// Byte i of the result is the one that digit i of `selector` names: 0 to 3 of `a`, 4 to 7 of `b`, the lowest first.
 __device__ inline unsigned select_bytes(unsigned a, unsigned b, unsigned selector) {
   return __byte_perm(a, b, selector);
@@ -87,10 +67,6 @@ inline std::uint8_t fp8_byte(Fp8 format, float x) {
 }
 inline unsigned fp8_pair(Fp8 format, float low, float high) {
   return fp8_byte(format, low) | static_cast<unsigned>(fp8_byte(format, high)) << 8;
-}
-template <Fp8 kFormat>
-unsigned fp8_word(float a, float b, float c, float d) {
-  return fp8_pair(kFormat, a, b) | fp8_pair(kFormat, c, d) << 16;
 }
 
 #endif

@@ -71,6 +71,23 @@ void show(T* to, const T& numbers) {
 __device__ inline bool is_missing(float number) {
   return __float_as_uint(number) == kMissing;
 }
+/// A warp's tickets of one counter, each drawn while the work of the one before is done.
+struct Tickets {
+  unsigned* from;
+  int lane;
+  unsigned next = 0;  ///< lane 0's
+
+  __device__ void draw() {
+    if (lane == 0) next = draw_ticket(from);
+  }
+  /// The same in all lanes; `draw` comes first, once.
+  __device__ int take() {
+    const int ticket = static_cast<int>(__shfl_sync(kAllLanes, next, 0));
+    draw();
+    return ticket;
+  }
+};
+
 /// A number whose bits are not those of kMissing.
 __device__ inline float as_present(float number) {
   return number == number ? number : __uint_as_float(0x7FC00000u);

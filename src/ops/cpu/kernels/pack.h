@@ -42,21 +42,6 @@ inline std::int64_t packed_row_stride(const Operand& source) {
 /// the cache.
 constexpr std::int64_t kPackSteps = 256;
 
-/// Steps [k, k_end) of lanes, whose steps follow one another, side by side.
-template <class Elements>
-void pack_transposed(const typename Elements::Type* from, std::int64_t stride, std::int64_t lanes,
-                     std::int64_t k, std::int64_t k_end, std::int64_t width, float* panel) {
-  std::int64_t lane = 0;
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  for (; lane + kEight <= lanes; lane += kEight)
-    widen_transposed<Elements>(from + lane * stride + k, stride, k_end - k, width, panel + k * width + lane);
-#endif
-  for (; lane < lanes; ++lane) {
-    for (std::int64_t i = k; i < k_end; ++i)
-      panel[i * width + lane] = Elements::load(from[lane * stride + i]);
-  }
-}
-
 /// Steps [k, k_end) of lanes [begin, end), interleaved `width` wide, the lanes beyond `end` zero. f32 units.
 template <class Elements>
 void pack_panel(const Operand& source, std::int64_t begin, std::int64_t end, std::int64_t k,
@@ -64,7 +49,7 @@ void pack_panel(const Operand& source, std::int64_t begin, std::int64_t end, std
   const auto* data = static_cast<const typename Elements::Type*>(source.data);
   const std::int64_t lanes = end - begin;
   if (source.along_contraction) {
-    pack_transposed<Elements>(data + begin * source.stride, source.stride, lanes, k, k_end, width, panel);
+    widen_transposed<Elements>(data + begin * source.stride, source.stride, lanes, k, k_end, width, panel);
   } else {
     for (std::int64_t i = k; i < k_end; ++i)
       widen_run<Elements>(data + i * source.stride + begin, lanes, panel + i * width);

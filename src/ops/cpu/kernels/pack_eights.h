@@ -80,12 +80,12 @@ inline void transpose(__m256 (&rows)[kEight]) {
   }
 }
 
-/// Eight lanes, whose steps follow one another, side by side: panel[i * width + lane] for steps i < count.
+/// Eight lanes as widen_transposed has them; returns where the whole eights of steps end.
 template <class Elements>
-void widen_transposed(const typename Elements::Type* from, std::int64_t stride, std::int64_t count,
-                      std::int64_t width, float* panel) {
-  std::int64_t i = 0;
-  for (; i + kEight <= count; i += kEight) {
+std::int64_t widen_eight_lanes(const typename Elements::Type* from, std::int64_t stride, std::int64_t begin,
+                               std::int64_t end, std::int64_t width, float* panel) {
+  std::int64_t i = begin;
+  for (; i + kEight <= end; i += kEight) {
     __m256 eights[kEight];
 #pragma GCC unroll 8
     for (int lane = 0; lane < kEight; ++lane)
@@ -94,10 +94,20 @@ void widen_transposed(const typename Elements::Type* from, std::int64_t stride, 
 #pragma GCC unroll 8
     for (int step = 0; step < kEight; ++step) _mm256_storeu_ps(panel + (i + step) * width, eights[step]);
   }
-  for (; i < count; ++i) {
-    for (int lane = 0; lane < kEight; ++lane)
-      panel[i * width + lane] = Elements::load(from[lane * stride + i]);
+  return i;
+}
+
+/// As widen_transposed_singly.
+template <class Elements>
+void widen_transposed(const typename Elements::Type* from, std::int64_t stride, std::int64_t lanes,
+                      std::int64_t begin, std::int64_t end, std::int64_t width, float* panel) {
+  for (; lanes >= kEight; lanes -= kEight) {
+    const std::int64_t done = widen_eight_lanes<Elements>(from, stride, begin, end, width, panel);
+    widen_transposed_singly<Elements>(from, stride, kEight, done, end, width, panel);
+    from += kEight * stride;
+    panel += kEight;
   }
+  widen_transposed_singly<Elements>(from, stride, lanes, begin, end, width, panel);
 }
 
 }  // namespace
@@ -111,6 +121,11 @@ namespace {
 template <class Elements>
 void widen_run(const typename Elements::Type* from, std::int64_t count, float* to) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = Elements::load(from[i]);
+}
+template <class Elements>
+void widen_transposed(const typename Elements::Type* from, std::int64_t stride, std::int64_t lanes,
+                      std::int64_t begin, std::int64_t end, std::int64_t width, float* panel) {
+  widen_transposed_singly<Elements>(from, stride, lanes, begin, end, width, panel);
 }
 
 }  // namespace

@@ -52,5 +52,15 @@ struct E5m2Elements {
   static float load(std::uint8_t x) { return kE5m2.value[x]; }
 };
 
+/// `lanes` lanes, whose steps follow one another, side by side: panel[i * width + lane] for steps begin <= i < end.
+template <class Elements>
+void widen_transposed_singly(const typename Elements::Type* from, std::int64_t stride, std::int64_t lanes,
+                             std::int64_t begin, std::int64_t end, std::int64_t width, float* panel) {
+  for (std::int64_t lane = 0; lane < lanes; ++lane) {
+    for (std::int64_t i = begin; i < end; ++i)
+      panel[i * width + lane] = Elements::load(from[lane * stride + i]);
+  }
+}
+
 }  // namespace
 }  // namespace quaver::cpu::QUAVER_CPU_LEVEL
